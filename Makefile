@@ -1,0 +1,48 @@
+# Two commands matter to a newcomer: "make demo" and "make test". Both do all the set-up they need.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euc
+.NOTPARALLEL:
+
+PYTHON := .venv/bin/python
+C_FILES = $(wildcard src/agent/*.[ch])
+PY_FILES = src tests scripts/fetch-debian-patches hatch_build.py $(wildcard benchmarks)
+
+.PHONY: help setup ovs demo test test-unit lint bench clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install packages and make .venv (nothing to do: under two seconds)
+	@scripts/setup
+
+ovs: ## build Open vSwitch twice: as Debian ships it, and without its three security patches
+	@scripts/build-ovs fixed
+	scripts/build-ovs vulnerable
+
+demo: setup ovs ## upgrade a running Open vSwitch under full load, roll back, upgrade again; report in build/demo
+	@$(PYTHON) -m hotupgrade.vswitch.demo
+
+test: setup ovs ## every test
+	@$(PYTHON) -m pytest tests/unit tests/live tests/ovs
+
+test-unit: setup ## the tests that start no process
+	@$(PYTHON) -m pytest -n auto tests/unit
+
+lint: setup ## ruff, mypy, clang-format
+	@$(PYTHON) -m ruff check $(PY_FILES)
+	$(PYTHON) -m ruff format --check $(PY_FILES)
+	$(PYTHON) -m mypy
+	[ -z "$(C_FILES)" ] || clang-format --dry-run -Werror $(C_FILES)
+
+bench: setup ovs ## measure; table and build/bench/results.json
+	@$(PYTHON) benchmarks/run.py
+
+clean: ## remove what was built, but not .venv
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f src/hotupgrade/native/*.bin src/hotupgrade/native/*.so src/hotupgrade/native/*.json
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	@rm -rf .venv

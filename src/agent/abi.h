@@ -1,0 +1,109 @@
+/* What the agent and the tool agree on.  Every field is a 64-bit word so that the Python side can mirror it without knowing
+ * a compiler's padding (src/hotupgrade/target/abi.py; tests/unit/target/test_abi.py compares the two). */
+#ifndef HOTUPGRADE_ABI_H
+#define HOTUPGRADE_ABI_H
+
+#include <stdint.h>
+
+#define HU_MAGIC 0x3165646172677075ull /* "upgrade1" */
+#define HU_ABI 1ull
+
+/* Life of one stop.  A compare-and-swap leads from STOPPING to exactly one of COMMITTING and ABORTED. */
+enum hu_state { HU_IDLE = 0, HU_STOPPING = 1, HU_COMMITTING = 2, HU_COMMITTED = 3, HU_ABORTED = 4 };
+
+/* Why a stop was aborted. */
+enum hu_reason {
+    HU_OK = 0,
+    HU_LATE = 1,       /* a thread did not arrive before the time limit */
+    HU_ACTIVE = 2,     /* a thread stands in a watched range, or will return into one */
+    HU_GONE = 3,       /* a thread to be signalled is gone */
+    HU_STRANGER = 4,   /* the process has a thread that is not parked */
+    HU_MISMATCH = 5,   /* bytes to be replaced are not what the plan expects */
+    HU_NO_TASK_FD = 6, /* /proc/self/task cannot be opened: threads cannot be counted */
+    HU_NO_HANDLER = 7, /* the signal handler could not be installed */
+    HU_NO_STACK = 8,   /* a stack pointer outside of every known mapping, or too much to scan */
+};
+
+/* One thread, one cache line. */
+struct hu_thread {
+    uint64_t tid;
+    uint64_t busy;      /* 1: parked by signal, spins; 0: parked by redirection, sleeps */
+    uint64_t tcb;       /* the thread's own thread pointer (%fs:0); glibc puts it at the upper end of the stack */
+    uint64_t sp;        /* where the scan begins; written by the thread itself */
+    uint64_t pc;        /* where the thread stands; written by the thread itself */
+    uint64_t parked;    /* time stamp */
+    uint64_t released;  /* time stamp */
+    uint64_t arrived;
+};
+
+struct hu_watch {
+    uint64_t low, high; /* a word w is a hit if low < w < high */
+};
+
+struct hu_edit {
+    uint64_t address, old, new;
+};
+
+enum hu_op_kind { HU_OP_SYSCALL = 1, HU_OP_CALL = 2, HU_OP_TOUCH_READ = 3, HU_OP_TOUCH_WRITE = 4, HU_OP_STOP = 5 };
+
+struct hu_op {
+    uint64_t kind;
+    uint64_t number; /* system call number, address of a function, or address of a page list */
+    uint64_t args[6];
+    uint64_t result;
+    uint64_t fatal; /* nonzero: a negative result of a system call ends the list */
+};
+
+enum hu_stamp {
+    HU_T_BEGIN = 0,   /* written by the tool: when the stop began */
+    HU_T_PARKED = 1,  /* every sleeper is parked, the leader is in */
+    HU_T_CHECKED = 2, /* stacks of the sleepers and bytes to be replaced were checked */
+    HU_T_STOPPED = 3, /* the last busy thread is parked */
+    HU_T_SYNCED = 4,  /* constants have their new contents */
+    HU_T_REPLACED = 5,
+    HU_T_RELEASED = 6, /* the sleepers were woken */
+    HU_T_CLEANED = 7,
+    HU_STAMPS = 8
+};
+
+struct hu_mailbox {
+    uint64_t magic, abi;
+    uint64_t state; /* the low half is a futex word */
+    uint64_t deadline_tsc, deadline_ns;
+    uint64_t busy_limit; /* time-stamp ticks that busy threads may be held before the stop is given up */
+    uint64_t sleepers, sleepers_in; /* the low half of sleepers_in is a futex word */
+    uint64_t busy, busy_in;
+    uint64_t threads, thread_count; /* struct hu_thread[] */
+    uint64_t watches, watch_count, watch_low, watch_high; /* struct hu_watch[], sorted, disjoint */
+    uint64_t stacks, stack_count;   /* struct hu_watch[]: the writable mappings, sorted */
+    uint64_t edits, edit_count, sync_count; /* the first sync_count edits are data */
+    uint64_t signal;
+    uint64_t expected_threads, task_fd;
+    uint64_t reason, reason_tid, reason_address;
+    uint64_t stamps[HU_STAMPS];
+    uint64_t ops, op_count, ops_done, serial; /* serial is copied to ops_done when a list has ended */
+    uint64_t xsave_size;
+    uint64_t generation; /* number of commits in force; changed by an edit of the plan itself */
+    uint64_t ledger, ledger_size;
+    uint64_t leader_in, leader_out; /* time stamps of the leader's visit */
+};
+
+/* What the tool writes below the red zone of a thread that it sends here. */
+struct hu_frame {
+    uint64_t lead;   /* 1: run the operation list; 0: park */
+    uint64_t thread; /* address of its struct hu_thread */
+    uint64_t mask;   /* signal mask to return to */
+    uint64_t error;  /* 0, or the kernel's internal restart code (512 to 516) or EINTR of the interrupted system call */
+    uint64_t resume_after; /* the address behind the system call instruction */
+    uint64_t r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi;
+    uint64_t rflags, rip;
+    /* 128 bytes of red zone, then the thread's own stack pointer */
+};
+
+/* The blob begins with this table of offsets from its own start. */
+struct hu_header {
+    uint64_t magic, abi;
+    uint64_t enter, handler, restorer, mailbox, text_size, total_size;
+};
+
+#endif

@@ -1,0 +1,570 @@
+/* The agent: what runs inside the target.  It maps, touches, parks, scans, stores and calls, as a list of operations tells
+ * it.  It knows no ELF, no symbol and no library: it is a flat blob that depends on nothing but the kernel, so that neither
+ * the target's allocator nor its loader takes part, whatever locks its threads hold.
+ *
+ * Built with -mgeneral-regs-only: vector registers of the threads that come here are never touched. */
+#include "abi.h"
+
+#define SYS_mprotect 10
+#define SYS_rt_sigaction 13
+#define SYS_rt_sigprocmask 14
+#define SYS_sched_yield 24
+#define SYS_getpid 39
+#define SYS_fstat 5
+#define SYS_open 2
+#define SYS_close 3
+#define SYS_rt_sigpending 127
+#define SYS_futex 202
+#define SYS_clock_gettime 228
+#define SYS_ppoll 271
+#define SYS_rt_tgsigqueueinfo 297
+#define SYS_futex_waitv 449
+
+#define EINTR_ 4
+#define ENOSYS_ 38
+#define ERESTARTSYS_ 512
+#define ERESTARTNOINTR_ 513
+
+#define SIG_SETMASK_ 2
+#define SA_SIGINFO_ 4ul
+#define SA_ONSTACK_ 0x08000000ul
+#define SA_RESTART_ 0x10000000ul
+#define SA_RESTORER_ 0x04000000ul
+#define SIG_DFL_ 0ul
+#define SIG_IGN_ 1ul
+
+#define FUTEX_WAKE_PRIVATE 129
+#define FUTEX2_32_PRIVATE 130
+
+/* How long a busy thread spins for the others before it lets them have its core.  Two cores may have to run four of them. */
+#define SPIN_BEFORE_YIELD 60000ull
+
+/* More than this between a stack pointer and the end of its stack is no stack that can be scanned in a stop. */
+#define MOST_STACK (64ull << 20)
+
+struct sigaction_kernel {
+    uint64_t handler, flags, restorer, mask;
+};
+
+struct timespec_kernel {
+    int64_t seconds, nanoseconds;
+};
+
+/* The mailbox lives in the writable part of the blob; the tool writes it, the threads read it. */
+__attribute__((section(".mailbox"), aligned(64))) struct hu_mailbox hu_mailbox;
+
+extern void hu_handler(void);
+extern void hu_restorer(void);
+
+static inline uint64_t now(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("lfence; rdtsc" : "=a"(low), "=d"(high)::"memory");
+    return (uint64_t)high << 32 | low;
+}
+
+static inline int64_t system6(uint64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f)
+{
+    int64_t result;
+    register uint64_t r10 __asm__("r10") = d;
+    register uint64_t r8 __asm__("r8") = e;
+    register uint64_t r9 __asm__("r9") = f;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+#define system0(n) system6(n, 0, 0, 0, 0, 0, 0)
+#define system1(n, a) system6(n, (uint64_t)(a), 0, 0, 0, 0, 0)
+#define system2(n, a, b) system6(n, (uint64_t)(a), (uint64_t)(b), 0, 0, 0, 0)
+#define system3(n, a, b, c) system6(n, (uint64_t)(a), (uint64_t)(b), (uint64_t)(c), 0, 0, 0)
+#define system4(n, a, b, c, d) system6(n, (uint64_t)(a), (uint64_t)(b), (uint64_t)(c), (uint64_t)(d), 0, 0)
+
+/* gcc turns copies and clears into calls of these even in free-standing code. */
+void *memset(void *to, int byte, unsigned long size)
+{
+    void *start = to;
+    __asm__ volatile("rep stosb" : "+D"(to), "+c"(size) : "a"(byte) : "memory");
+    return start;
+}
+
+static inline uint64_t load(const uint64_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static inline void store(uint64_t *word, uint64_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+static inline int swap(uint64_t *word, uint64_t from, uint64_t to)
+{
+    return __atomic_compare_exchange_n(word, &from, to, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+/* Make this core forget instructions that it fetched before another core replaced them.  IRET is a serialising instruction
+ * at every privilege level (Intel SDM 3A 9.3, AMD APM 2 7.6.4) and, unlike CPUID, no exit in a virtual machine; with every
+ * thread doing so on its way out, membarrier(SYNC_CORE) and its interrupts are not needed. */
+static inline void serialize(void)
+{
+    uint64_t scratch;
+    __asm__ volatile("mov %%ss, %k0\n\tpush %q0\n\tlea 8(%%rsp), %q0\n\tpush %q0\n\tpushfq\n\tmov %%cs, %k0\n\tpush %q0\n\t"
+                     "lea 1f(%%rip), %q0\n\tpush %q0\n\tiretq\n1:"
+                     : "=&r"(scratch)::"memory", "cc");
+}
+
+static void wake(uint64_t *word)
+{
+    system3(SYS_futex, word, FUTEX_WAKE_PRIVATE, 0x7fffffff);
+}
+
+/* Sleep until the low half of *word is no longer value, at most until the stop's time limit.  Neither call used here keeps
+ * state in the kernel's restart block, which still holds what is left of an interrupted nanosleep() or poll(). */
+static void sleep_while(uint64_t *word, uint64_t value)
+{
+    struct {
+        uint64_t value, address;
+        uint32_t flags, reserved;
+    } waiter = {value & 0xffffffff, (uint64_t)word, FUTEX2_32_PRIVATE, 0};
+    struct timespec_kernel limit = {(int64_t)(hu_mailbox.deadline_ns / 1000000000), (int64_t)(hu_mailbox.deadline_ns % 1000000000)};
+    int64_t result = system6(SYS_futex_waitv, (uint64_t)&waiter, 1, 0, (uint64_t)&limit, 1 /* CLOCK_MONOTONIC */, 0);
+    if (result == -ENOSYS_) {
+        struct timespec_kernel moment = {0, 200000};
+        system6(SYS_ppoll, 0, 0, (uint64_t)&moment, 0, 8, 0);
+    }
+}
+
+static int late(void)
+{
+    return now() > hu_mailbox.deadline_tsc;
+}
+
+/* Give the stop up, unless it is being committed already. */
+static void give_up(enum hu_reason reason, uint64_t tid, uint64_t address)
+{
+    if (swap(&hu_mailbox.state, HU_STOPPING, HU_ABORTED)) {
+        hu_mailbox.reason_tid = tid;
+        hu_mailbox.reason_address = address;
+        store(&hu_mailbox.reason, reason);
+        wake(&hu_mailbox.state);
+    }
+}
+
+/* The last range of a sorted list that begins below the word; NULL if there is none. */
+static const struct hu_watch *below(const struct hu_watch *ranges, uint64_t count, uint64_t word)
+{
+    uint64_t low = 0, high = count;
+    while (low < high) {
+        uint64_t middle = (low + high) / 2;
+        if (ranges[middle].low < word) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low ? &ranges[low - 1] : 0;
+}
+
+static int watched(uint64_t word)
+{
+    if (word <= hu_mailbox.watch_low || word >= hu_mailbox.watch_high) {
+        return 0;
+    }
+    const struct hu_watch *range = below((const struct hu_watch *)hu_mailbox.watches, hu_mailbox.watch_count, word);
+    return range && word < range->high;
+}
+
+static uint64_t thread_pointer(void)
+{
+    uint64_t self;
+    __asm__("mov %%fs:0, %0" : "=r"(self));
+    return self;
+}
+
+/* Every aligned word from the stack pointer (less the red zone) up may be a return address.  Taking too many for one costs a
+ * retry; an unwinder that takes too few would cost the process.  The first byte of a range is no hit: a word that equals
+ * it is a pointer to the function, and no call returns there.  Returns 0 if the stop may go on. */
+static int blocked(const struct hu_thread *thread)
+{
+    if (hu_mailbox.watch_count == 0) {
+        return 0;
+    }
+    if (watched(thread->pc)) {
+        give_up(HU_ACTIVE, thread->tid, thread->pc);
+        return 1;
+    }
+    const struct hu_watch *stack = below((const struct hu_watch *)hu_mailbox.stacks, hu_mailbox.stack_count, thread->sp);
+    if (!stack || thread->sp > stack->high) {
+        give_up(HU_NO_STACK, thread->tid, thread->sp);
+        return 1;
+    }
+    uint64_t top = stack->high;
+    /* Mappings that touch are one to the kernel; what lies above a thread's control block is none of its stack. */
+    if (thread->tcb > thread->sp && thread->tcb < top) {
+        top = thread->tcb;
+    }
+    if (top - thread->sp > MOST_STACK) {
+        give_up(HU_NO_STACK, thread->tid, thread->sp);
+        return 1;
+    }
+    for (uint64_t at = (thread->sp - 128) & ~7ull; at + 8 <= top; at += 8) {
+        uint64_t word = *(const uint64_t *)at;
+        if (watched(word)) {
+            give_up(HU_ACTIVE, thread->tid, word);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* st_nlink of /proc/self/task is 2 + the number of threads: the one way to count them in a single call. */
+static int strangers(void)
+{
+    uint64_t stat[18];
+    if (system2(SYS_fstat, hu_mailbox.task_fd, stat) != 0) {
+        return 1;
+    }
+    return stat[2] != hu_mailbox.expected_threads + 2;
+}
+
+/* All threads are parked: replace.  Nothing here can fail, block or fault: the pages were touched for writing before. */
+static void commit(void)
+{
+    const struct hu_edit *edits = (const struct hu_edit *)hu_mailbox.edits;
+    uint64_t count = hu_mailbox.edit_count, data = hu_mailbox.sync_count, i = 0;
+    if (!swap(&hu_mailbox.state, HU_STOPPING, HU_COMMITTING)) {
+        return;
+    }
+    hu_mailbox.stamps[HU_T_STOPPED] = now();
+    for (; i < data; i++) {
+        *(volatile uint64_t *)edits[i].address = edits[i].new;
+    }
+    hu_mailbox.stamps[HU_T_SYNCED] = now();
+    for (; i < count; i++) {
+        *(volatile uint64_t *)edits[i].address = edits[i].new;
+    }
+    hu_mailbox.stamps[HU_T_REPLACED] = now();
+    store(&hu_mailbox.state, HU_COMMITTED);
+}
+
+static int undecided(void)
+{
+    uint64_t state = load(&hu_mailbox.state);
+    return state == HU_STOPPING || state == HU_COMMITTING;
+}
+
+/* Every attempt has its own table of threads: a thread that comes late, for an attempt that was given up, is known by that. */
+static int mine(const struct hu_thread *thread)
+{
+    uint64_t offset = (uint64_t)thread - hu_mailbox.threads;
+    return offset < hu_mailbox.thread_count * sizeof *thread;
+}
+
+static int current(const struct hu_thread *thread)
+{
+    return mine(thread) && load(&hu_mailbox.state) == HU_STOPPING;
+}
+
+/* A sleeper, sent here by the tool, waits for the end of the stop. */
+static void park(struct hu_frame *frame)
+{
+    struct hu_thread *thread = (struct hu_thread *)frame->thread;
+    thread->parked = now();
+    thread->sp = (uint64_t)(frame + 1) + 128;
+    thread->pc = frame->rip;
+    thread->tcb = thread_pointer();
+    if (current(thread)) {
+        store(&thread->arrived, 1);
+        uint64_t in = __atomic_add_fetch(&hu_mailbox.sleepers_in, 1, __ATOMIC_ACQ_REL);
+        if (in == load(&hu_mailbox.sleepers)) {
+            wake(&hu_mailbox.sleepers_in);
+        }
+    }
+    while (mine(thread)) {
+        uint64_t state = load(&hu_mailbox.state);
+        if (state != HU_STOPPING && state != HU_COMMITTING) {
+            break;
+        }
+        if (late()) {
+            give_up(HU_LATE, thread->tid, 0);
+            if (state == HU_COMMITTING) {
+                system0(SYS_sched_yield); /* a commit that began is always ended, within microseconds */
+            }
+            continue;
+        }
+        sleep_while(&hu_mailbox.state, state);
+    }
+    serialize();
+    thread->released = now();
+}
+
+struct siginfo_kernel {
+    int32_t signal, error, code, pad;
+    int32_t pid, uid;
+    uint64_t value;
+    uint64_t rest[12];
+};
+
+struct ucontext_kernel {
+    uint64_t flags, link, stack[3];
+    uint64_t r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags;
+};
+
+/* A busy thread waits for the end of the stop.  The last one in does the commit itself, so that it waits for nobody. */
+static void spin(struct hu_thread *thread, uint64_t parked, const struct ucontext_kernel *context)
+{
+    thread->parked = parked;
+    thread->sp = context->rsp;
+    thread->pc = context->rip;
+    thread->tcb = thread_pointer();
+    if (blocked(thread)) {
+        return;
+    }
+    store(&thread->arrived, 1);
+    if (__atomic_add_fetch(&hu_mailbox.busy_in, 1, __ATOMIC_ACQ_REL) == hu_mailbox.busy) {
+        if (strangers()) {
+            give_up(HU_STRANGER, 0, 0);
+        } else {
+            commit();
+        }
+    }
+    uint64_t patience = now() + SPIN_BEFORE_YIELD;
+    while (undecided()) {
+        uint64_t moment = now();
+        if (moment > hu_mailbox.deadline_tsc) {
+            give_up(HU_LATE, thread->tid, 0);
+        }
+        if (moment > patience) {
+            system0(SYS_sched_yield);
+        } else {
+            __builtin_ia32_pause();
+        }
+    }
+}
+
+/* The handler of the signal that the leader sends to a busy thread. */
+__attribute__((used)) void hu_handle(int signal, const struct siginfo_kernel *info, struct ucontext_kernel *context)
+{
+    (void)signal;
+    uint64_t parked = now();
+    struct hu_thread *thread = (struct hu_thread *)info->value;
+    int ours = current(thread);
+    if (ours) {
+        spin(thread, parked, context);
+    }
+    /* A system call that this signal ended early is made again: "mov $number, %eax; syscall" is how libc makes them. */
+    const uint8_t *code = (const uint8_t *)context->rip;
+    if (context->rax == (uint64_t)-EINTR_ && code[-2] == 0x0f && code[-1] == 0x05 && code[-7] == 0xb8) {
+        context->rip -= 7;
+    }
+    serialize();
+    if (ours) {
+        thread->released = now();
+    }
+}
+
+/* Signal every busy thread and see the stop through; called with every sleeper parked and checked. */
+static void stop_busy(void)
+{
+    struct hu_thread *threads = (struct hu_thread *)hu_mailbox.threads;
+    struct sigaction_kernel ours = {(uint64_t)hu_handler, SA_SIGINFO_ | SA_ONSTACK_ | SA_RESTART_ | SA_RESTORER_,
+                                    (uint64_t)hu_restorer, ~0ull};
+    struct sigaction_kernel before, ignore = {SIG_IGN_, SA_RESTORER_, (uint64_t)hu_restorer, 0};
+    uint64_t number = hu_mailbox.signal;
+    if (system4(SYS_rt_sigaction, number, &ours, &before, 8) != 0) {
+        give_up(HU_NO_HANDLER, 0, 0);
+        return;
+    }
+    uint64_t group = (uint64_t)system0(SYS_getpid), limit = now() + hu_mailbox.busy_limit;
+    if (limit < hu_mailbox.deadline_tsc) {
+        store(&hu_mailbox.deadline_tsc, limit);
+    }
+    for (uint64_t i = 0; i < hu_mailbox.thread_count; i++) {
+        if (!threads[i].busy) {
+            continue;
+        }
+        struct siginfo_kernel info = {.signal = (int32_t)number, .code = -1 /* SI_QUEUE */, .pid = (int32_t)group};
+        info.value = (uint64_t)&threads[i];
+        if (system4(SYS_rt_tgsigqueueinfo, group, threads[i].tid, number, &info) != 0) {
+            give_up(HU_GONE, threads[i].tid, 0);
+            break;
+        }
+    }
+    for (;;) {
+        uint64_t state = load(&hu_mailbox.state);
+        if (state == HU_COMMITTED || state == HU_ABORTED) {
+            break;
+        }
+        if (late()) {
+            give_up(HU_LATE, 0, 0);
+            continue;
+        }
+        system0(SYS_sched_yield);
+    }
+    /* Ignoring a signal discards those still queued (POSIX); only then may its action be what it was, which would end the
+     * process. */
+    system4(SYS_rt_sigaction, number, &ignore, 0, 8);
+    system4(SYS_rt_sigaction, number, &before, 0, 8);
+}
+
+static int check(void)
+{
+    struct hu_thread *threads = (struct hu_thread *)hu_mailbox.threads;
+    const struct hu_edit *edits = (const struct hu_edit *)hu_mailbox.edits;
+    for (uint64_t i = 0; i < hu_mailbox.thread_count; i++) {
+        if (threads[i].busy) {
+            continue;
+        }
+        if (!load(&threads[i].arrived)) {
+            continue; /* a zombie leader: counted, but it runs no more */
+        }
+        if (blocked(&threads[i])) {
+            return 0;
+        }
+    }
+    for (uint64_t i = 0; i < hu_mailbox.edit_count; i++) {
+        if (*(volatile uint64_t *)edits[i].address != edits[i].old) {
+            give_up(HU_MISMATCH, 0, edits[i].address);
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* The leader: the last thread to be sent here.  It sees to it that the sleepers are in, stops the busy ones and lets all go. */
+static void stop(struct hu_frame *frame)
+{
+    struct hu_thread *self = (struct hu_thread *)frame->thread;
+    static const char path[] = "/proc/self/task";
+    self->parked = now();
+    self->sp = (uint64_t)(frame + 1) + 128;
+    self->pc = frame->rip;
+    self->tcb = thread_pointer();
+    store(&self->arrived, 1);
+    int64_t fd = system3(SYS_open, path, 0x90000 /* O_DIRECTORY | O_CLOEXEC */, 0);
+    if (fd < 0) {
+        give_up(HU_NO_TASK_FD, 0, 0);
+    }
+    hu_mailbox.task_fd = (uint64_t)fd;
+    for (;;) {
+        uint64_t in = load(&hu_mailbox.sleepers_in);
+        if (in >= hu_mailbox.sleepers || load(&hu_mailbox.state) != HU_STOPPING) {
+            break;
+        }
+        if (late()) {
+            give_up(HU_LATE, 0, 0);
+        } else {
+            sleep_while(&hu_mailbox.sleepers_in, in);
+        }
+    }
+    hu_mailbox.stamps[HU_T_PARKED] = now();
+    if (load(&hu_mailbox.state) == HU_STOPPING && check()) {
+        hu_mailbox.stamps[HU_T_CHECKED] = now();
+        if (hu_mailbox.busy) {
+            stop_busy();
+        } else if (strangers()) {
+            give_up(HU_STRANGER, 0, 0);
+        } else {
+            commit();
+        }
+    }
+    wake(&hu_mailbox.state);
+    hu_mailbox.stamps[HU_T_RELEASED] = now();
+    if (fd >= 0) {
+        system1(SYS_close, fd);
+    }
+    serialize();
+    hu_mailbox.stamps[HU_T_CLEANED] = now();
+    self->released = now();
+}
+
+/* Call a function of the target with its vector registers kept: the thread may stand in a system call that was written in
+ * line, around which a compiler keeps them live. */
+__attribute__((target("xsave"))) static uint64_t call(const struct hu_op *op)
+{
+    uint8_t area[hu_mailbox.xsave_size + 64] __attribute__((aligned(64)));
+    uint8_t *save = (uint8_t *)(((uint64_t)area + 63) & ~63ull);
+    memset(save, 0, hu_mailbox.xsave_size > 576 ? 576 : hu_mailbox.xsave_size);
+    __builtin_ia32_xsave64(save, -1);
+    uint64_t (*function)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t) = (void *)op->number;
+    uint64_t result = function(op->args[0], op->args[1], op->args[2], op->args[3], op->args[4], op->args[5]);
+    __builtin_ia32_xrstor64(save, -1);
+    return result;
+}
+
+static void run(struct hu_frame *frame)
+{
+    struct hu_op *ops = (struct hu_op *)hu_mailbox.ops;
+    hu_mailbox.leader_in = now();
+    for (uint64_t i = 0; i < hu_mailbox.op_count; i++) {
+        struct hu_op *op = &ops[i];
+        const uint64_t *pages = (const uint64_t *)op->number;
+        switch ((enum hu_op_kind)op->kind) {
+        case HU_OP_SYSCALL:
+            op->result = (uint64_t)system6(op->number, op->args[0], op->args[1], op->args[2], op->args[3], op->args[4], op->args[5]);
+            if (op->fatal && (int64_t)op->result < 0 && (int64_t)op->result > -4096) {
+                i = hu_mailbox.op_count - 1;
+            }
+            break;
+        case HU_OP_CALL:
+            op->result = call(op);
+            break;
+        case HU_OP_TOUCH_READ:
+            for (uint64_t k = 0; k < op->args[0]; k++) {
+                (void)*(const volatile uint8_t *)pages[k];
+            }
+            break;
+        case HU_OP_TOUCH_WRITE: /* "or nothing" makes the kernel give us our own copy of the page */
+            for (uint64_t k = 0; k < op->args[0]; k++) {
+                __asm__ volatile("lock orb $0, (%0)" ::"r"(pages[k]) : "memory", "cc");
+            }
+            break;
+        case HU_OP_STOP:
+            stop(frame);
+            break;
+        }
+    }
+    hu_mailbox.leader_out = now();
+    store(&hu_mailbox.ops_done, hu_mailbox.serial);
+}
+
+/* While the thread was here its signals waited.  One that would have ended its system call with EINTR must still do so: act
+ * as the kernel does (arch/x86/kernel/signal.c, arch_do_signal_or_restart). */
+static void settle(struct hu_frame *frame)
+{
+    uint64_t pending = 0;
+    if (frame->error == 0) {
+        return;
+    }
+    system2(SYS_rt_sigpending, &pending, 8);
+    pending &= ~frame->mask;
+    for (uint64_t number = 1; number <= 64; number++) {
+        struct sigaction_kernel action;
+        if (!(pending >> (number - 1) & 1) || system4(SYS_rt_sigaction, number, 0, &action, 8) != 0) {
+            continue;
+        }
+        if (action.handler == SIG_IGN_ || action.handler == SIG_DFL_ || frame->error == ERESTARTNOINTR_ ||
+            (frame->error == ERESTARTSYS_ && action.flags & SA_RESTART_)) {
+            continue; /* no handler runs, or the system call is made again after it */
+        }
+        frame->rip = frame->resume_after;
+        frame->rax = (uint64_t)-EINTR_;
+        return;
+    }
+}
+
+__attribute__((used)) void hu_dispatch(struct hu_frame *frame)
+{
+    uint64_t all = ~0ull;
+    system4(SYS_rt_sigprocmask, SIG_SETMASK_, &all, 0, 8);
+    if (frame->lead) {
+        run(frame);
+    } else {
+        park(frame);
+    }
+    settle(frame);
+    system4(SYS_rt_sigprocmask, SIG_SETMASK_, &frame->mask, 0, 8);
+}

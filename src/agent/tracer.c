@@ -1,0 +1,443 @@
+/* The tracer: the few ptrace sequences that must be short, as a library for the Python side (target/tracer.py).
+ *
+ * Every sequence leaves the tracee autonomous at every moment: if the tool is killed between any two instructions here, the
+ * kernel detaches and the thread either goes on with its system call or runs through the agent and then goes on with it.
+ *
+ * ptrace binds a tracee to one thread of the tracer.  Each sequence therefore runs in a thread of its own: when that ends,
+ * the kernel lets go whatever did not stop in time, and a pending interrupt with it. */
+#define _GNU_SOURCE
+#include <elf.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "abi.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define RED_ZONE 128
+
+enum visit_status {
+    VISIT_PENDING = 0,
+    VISIT_DONE = 1,      /* redirected (or, for a remote call, completed) */
+    VISIT_GONE = 2,      /* no such thread, or it ended meanwhile */
+    VISIT_DENIED = 3,    /* the kernel forbids it: no permission, or traced by another program */
+    VISIT_LATE = 4,      /* it did not stop within the time limit */
+    VISIT_HALTED = 5,    /* the process is stopped by a signal (SIGSTOP) */
+    VISIT_SIGNALLED = 6, /* it has a signal to handle first: try again */
+    VISIT_FAILED = 7,    /* unexpected; detail holds errno */
+};
+
+struct visit {
+    uint64_t tid;
+    uint64_t lead, thread; /* for struct hu_frame */
+    uint64_t status, detail;
+    uint64_t sp, pc, number; /* where it stood; the system call it was in, or -1 */
+};
+
+struct remote_call {
+    uint64_t number, args[6], result;
+};
+
+static int64_t now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+EXPORT uint64_t hu_tsc(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("lfence; rdtsc" : "=a"(low), "=d"(high));
+    return (uint64_t)high << 32 | low;
+}
+
+/* Bytes that XSAVE needs for every state the kernel has enabled (CPUID leaf 0xd, ebx). */
+EXPORT uint64_t hu_xsave_size(void)
+{
+    uint32_t a = 0xd, b, c = 0, d;
+    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    return b;
+}
+
+static int write_target(pid_t tid, uint64_t address, const void *bytes, size_t size)
+{
+    struct iovec from = {(void *)bytes, size}, to = {(void *)address, size};
+    return process_vm_writev(tid, &from, 1, &to, 1, 0) == (ssize_t)size ? 0 : -1;
+}
+
+/* Make the registers of a thread that was stopped within a system call describe the call's beginning, as the kernel itself
+ * does when no handler runs (arch_do_signal_or_restart). Returns the kernel's restart code, or 0 outside of a call. */
+static uint64_t rewind_call(struct user_regs_struct *regs, uint64_t *number)
+{
+    int64_t result = (int64_t)regs->rax;
+    *number = (uint64_t)-1;
+    if ((int64_t)regs->orig_rax < 0) {
+        return 0;
+    }
+    *number = regs->orig_rax;
+    switch (-result) {
+    case 512: /* ERESTARTSYS */
+    case 513: /* ERESTARTNOINTR */
+    case 514: /* ERESTARTNOHAND */
+        regs->rax = regs->orig_rax;
+        break;
+    case 516: /* ERESTART_RESTARTBLOCK: the kernel holds what is left of the time */
+        regs->rax = SYS_restart_syscall;
+        break;
+    case EINTR: /* epoll_wait and its like are never restarted by the kernel, not even after a stop */
+        regs->rax = regs->orig_rax;
+        break;
+    default:
+        return 0; /* the call was over already */
+    }
+    regs->rip -= 2;
+    return (uint64_t)-result;
+}
+
+/* Does the thread have a signal to handle that this mask lets through? */
+static int has_signal(pid_t tid, uint64_t mask)
+{
+    for (unsigned shared = 0; shared < 2; shared++) {
+        for (uint64_t offset = 0; offset < 64; offset++) {
+            struct __ptrace_peeksiginfo_args args = {offset, shared, 1};
+            siginfo_t info;
+            if (ptrace(PTRACE_PEEKSIGINFO, tid, &args, &info) != 1) {
+                break;
+            }
+            if (info.si_signo >= 1 && info.si_signo <= 64 && !(mask >> (info.si_signo - 1) & 1)) {
+                return 1;
+            }
+        }
+    }
+    return 0;
+}
+
+static void fail(struct visit *visit)
+{
+    visit->detail = (uint64_t)errno;
+    visit->status = errno == ESRCH ? VISIT_GONE : errno == EPERM ? VISIT_DENIED : VISIT_FAILED;
+}
+
+/* The thread is in ptrace-stop: send it through the agent, and let go of it. */
+static void redirect(struct visit *visit, uint64_t entry)
+{
+    pid_t tid = (pid_t)visit->tid;
+    struct user_regs_struct before, regs;
+    uint64_t mask, all = ~0ull;
+    if (ptrace(PTRACE_GETREGS, tid, 0, &before) || ptrace(PTRACE_GETSIGMASK, tid, 8, &mask)) {
+        fail(visit);
+        return;
+    }
+    regs = before;
+    struct hu_frame frame = {.lead = visit->lead, .thread = visit->thread, .mask = mask};
+    frame.error = rewind_call(&regs, &visit->number);
+    frame.resume_after = before.rip;
+    frame.r15 = regs.r15, frame.r14 = regs.r14, frame.r13 = regs.r13, frame.r12 = regs.r12;
+    frame.rbp = regs.rbp, frame.rbx = regs.rbx, frame.r11 = regs.r11, frame.r10 = regs.r10;
+    frame.r9 = regs.r9, frame.r8 = regs.r8, frame.rax = regs.rax, frame.rcx = regs.rcx;
+    frame.rdx = regs.rdx, frame.rsi = regs.rsi, frame.rdi = regs.rdi;
+    frame.rflags = regs.eflags, frame.rip = regs.rip;
+    visit->sp = regs.rsp;
+    visit->pc = regs.rip;
+    uint64_t at = regs.rsp - RED_ZONE - sizeof frame;
+    regs.rsp = at;
+    regs.rip = entry;
+    regs.orig_rax = (uint64_t)-1; /* the kernel must not restart anything on its own now */
+    /* From SETREGS on the thread is on its way; the agent itself blocks signals and puts the mask of the frame back, so
+     * blocking them already here may be lost with the tool, but never stays. */
+    if (write_target(tid, at, &frame, sizeof frame) || ptrace(PTRACE_SETREGS, tid, 0, &regs) ||
+        ptrace(PTRACE_SETSIGMASK, tid, 8, &all)) {
+        fail(visit);
+        return;
+    }
+    if (has_signal(tid, mask)) {
+        ptrace(PTRACE_SETSIGMASK, tid, 8, &mask);
+        ptrace(PTRACE_SETREGS, tid, 0, &before);
+        visit->status = VISIT_SIGNALLED;
+        return;
+    }
+    visit->status = VISIT_DONE;
+}
+
+/* Look once at a tracee that was told to stop.  Returns 1 when it stands in ptrace-stop for us. */
+static int arrived(struct visit *visit)
+{
+    int status;
+    pid_t tid = (pid_t)visit->tid, got = waitpid(tid, &status, __WALL | WNOHANG);
+    if (got == 0) {
+        return 0;
+    }
+    if (got < 0) {
+        fail(visit);
+    } else if (!WIFSTOPPED(status)) {
+        visit->status = VISIT_GONE;
+    } else if (status >> 16 != PTRACE_EVENT_STOP) {
+        ptrace(PTRACE_CONT, tid, 0, status >> 16 ? 0 : WSTOPSIG(status)); /* a signal of its own: hand it back */
+    } else if (WSTOPSIG(status) != SIGTRAP) {
+        visit->status = VISIT_HALTED;
+        ptrace(PTRACE_DETACH, tid, 0, 0);
+    } else {
+        return 1;
+    }
+    return 0;
+}
+
+static void pause_us(long us)
+{
+    struct timespec t = {0, us * 1000};
+    nanosleep(&t, NULL);
+}
+
+struct job {
+    pid_t pid;
+    struct visit *visits;
+    uint64_t count, entry;
+    int64_t timeout_us;
+    struct remote_call *calls;
+    uint64_t call_count, syscall_at, sigreturn_at;
+    char name[32]; /* unless empty: the first argument of the first call points at it */
+};
+
+static void seize(struct visit *visit)
+{
+    visit->status = VISIT_PENDING;
+    if (ptrace(PTRACE_SEIZE, (pid_t)visit->tid, 0, 0) || ptrace(PTRACE_INTERRUPT, (pid_t)visit->tid, 0, 0)) {
+        fail(visit);
+    }
+}
+
+static void *redirect_all(void *argument)
+{
+    struct job *job = argument;
+    int64_t limit = now_us() + job->timeout_us;
+    uint64_t left = 0;
+    prctl(PR_SET_TIMERSLACK, 1000);
+    for (uint64_t i = 0; i < job->count; i++) {
+        seize(&job->visits[i]);
+        left += job->visits[i].status == VISIT_PENDING;
+    }
+    while (left) {
+        uint64_t still = 0, progress = 0;
+        for (uint64_t i = 0; i < job->count; i++) {
+            struct visit *visit = &job->visits[i];
+            if (visit->status != VISIT_PENDING) {
+                continue;
+            }
+            if (arrived(visit)) {
+                redirect(visit, job->entry);
+                ptrace(PTRACE_DETACH, (pid_t)visit->tid, 0, 0);
+                progress++;
+            }
+            still += visit->status == VISIT_PENDING;
+        }
+        left = still;
+        if (!left) {
+            break;
+        }
+        if (now_us() > limit) {
+            for (uint64_t i = 0; i < job->count; i++) {
+                if (job->visits[i].status == VISIT_PENDING) {
+                    job->visits[i].status = VISIT_LATE;
+                }
+            }
+            break;
+        }
+        if (!progress) {
+            pause_us(20);
+        }
+    }
+    return NULL;
+}
+
+/* What rt_sigreturn finds on the stack (arch/x86/include/uapi/asm/{ucontext,sigcontext}.h). */
+struct sigreturn_frame {
+    uint64_t return_address; /* taken off by the "ret" behind the system call */
+    uint64_t uc_flags, uc_link, uc_stack[3];
+    uint64_t r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags;
+    uint16_t cs, gs, fs, ss;
+    uint64_t err, trapno, oldmask, cr2, fpstate, reserved[8];
+    uint64_t sigmask;
+};
+
+static int step_to_syscall_stop(pid_t tid, int64_t limit)
+{
+    int status;
+    if (ptrace(PTRACE_SYSCALL, tid, 0, 0)) {
+        return -1;
+    }
+    for (;;) {
+        pid_t got = waitpid(tid, &status, __WALL | WNOHANG);
+        if (got == tid) {
+            if (!WIFSTOPPED(status)) {
+                errno = ESRCH;
+                return -1;
+            }
+            if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+                return 0;
+            }
+            /* signals wait: they are blocked; anything else is not for us */
+            if (ptrace(PTRACE_SYSCALL, tid, 0, 0)) {
+                return -1;
+            }
+        } else if (got < 0) {
+            return -1;
+        } else if (now_us() > limit) {
+            errno = ETIMEDOUT;
+            return -1;
+        } else {
+            pause_us(10);
+        }
+    }
+}
+
+/* The thread is in ptrace-stop: let it make our system calls.  Its stack holds, for the case that the tool is killed on the
+ * way, a signal frame: "syscall; ret" then leads into libc's own rt_sigreturn, and that back to what it was doing. */
+static void make_calls(struct job *job, int64_t limit)
+{
+    struct visit *visit = job->visits;
+    pid_t tid = (pid_t)visit->tid;
+    struct user_regs_struct before, regs, undo;
+    struct user_fpregs_struct fp;
+    uint64_t mask, all = ~0ull;
+    if (ptrace(PTRACE_GETREGS, tid, 0, &before) || ptrace(PTRACE_GETFPREGS, tid, 0, &fp) ||
+        ptrace(PTRACE_GETSIGMASK, tid, 8, &mask) || ptrace(PTRACE_SETOPTIONS, tid, 0, PTRACE_O_TRACESYSGOOD)) {
+        fail(visit);
+        return;
+    }
+    if (has_signal(tid, mask)) {
+        visit->status = VISIT_SIGNALLED;
+        return;
+    }
+    undo = before;
+    uint64_t error = rewind_call(&undo, &visit->number);
+    if (error == 0 && visit->number != (uint64_t)-1) {
+        visit->status = VISIT_SIGNALLED; /* its system call has just ended: let it go, try again */
+        return;
+    }
+    visit->sp = before.rsp;
+    visit->pc = before.rip;
+    struct {
+        struct sigreturn_frame frame;
+        char name[32];
+    } rescue = {0};
+    struct sigreturn_frame *frame = &rescue.frame;
+    uint64_t fp_at = (before.rsp - RED_ZONE - sizeof fp) & ~63ull;
+    uint64_t at = ((fp_at - sizeof rescue) & ~63ull) - 8;
+    if (undo.rax == SYS_restart_syscall && error) {
+        frame->rax = visit->number; /* sigreturn forgets the time that was left: begin again */
+    } else {
+        frame->rax = undo.rax;
+    }
+    frame->return_address = job->sigreturn_at;
+    frame->r8 = undo.r8, frame->r9 = undo.r9, frame->r10 = undo.r10, frame->r11 = undo.r11;
+    frame->r12 = undo.r12, frame->r13 = undo.r13, frame->r14 = undo.r14, frame->r15 = undo.r15;
+    frame->rdi = undo.rdi, frame->rsi = undo.rsi, frame->rbp = undo.rbp, frame->rbx = undo.rbx;
+    frame->rdx = undo.rdx, frame->rcx = undo.rcx, frame->rsp = undo.rsp, frame->rip = undo.rip;
+    frame->eflags = undo.eflags, frame->cs = (uint16_t)undo.cs, frame->ss = (uint16_t)undo.ss;
+    frame->uc_flags = 6; /* UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS */
+    frame->fpstate = fp_at;
+    frame->sigmask = mask;
+    memcpy(rescue.name, job->name, sizeof rescue.name);
+    memset((char *)&fp + 464, 0, 48); /* no XSAVE magic: a plain FXSAVE image */
+    if (write_target(tid, fp_at, &fp, sizeof fp) || write_target(tid, at, &rescue, sizeof rescue)) {
+        fail(visit);
+        return;
+    }
+    for (uint64_t i = 0; i < job->call_count; i++) {
+        struct remote_call *call = &job->calls[i];
+        regs = undo;
+        regs.orig_rax = (uint64_t)-1;
+        regs.rip = job->syscall_at;
+        regs.rsp = at;
+        regs.rax = call->number;
+        regs.rdi = call->args[0], regs.rsi = call->args[1], regs.rdx = call->args[2];
+        regs.r10 = call->args[3], regs.r8 = call->args[4], regs.r9 = call->args[5];
+        if (i == 0 && job->name[0]) {
+            regs.rdi = at + offsetof(__typeof__(rescue), name);
+        }
+        if (ptrace(PTRACE_SETREGS, tid, 0, &regs)) {
+            fail(visit);
+            return;
+        }
+        ptrace(PTRACE_SETSIGMASK, tid, 8, &all);
+        if (step_to_syscall_stop(tid, limit) || step_to_syscall_stop(tid, limit) || ptrace(PTRACE_GETREGS, tid, 0, &regs)) {
+            fail(visit);
+            return; /* autonomous: it finds its way back through the rescue frame */
+        }
+        call->result = regs.rax;
+        if ((int64_t)call->result < 0 && (int64_t)call->result > -4096) {
+            break;
+        }
+    }
+    undo.orig_rax = (uint64_t)-1;
+    if (ptrace(PTRACE_SETREGS, tid, 0, &undo) || ptrace(PTRACE_SETSIGMASK, tid, 8, &mask)) {
+        fail(visit);
+        return;
+    }
+    visit->status = VISIT_DONE;
+}
+
+static void *call_in(void *argument)
+{
+    struct job *job = argument;
+    int64_t limit = now_us() + job->timeout_us;
+    struct visit *visit = job->visits;
+    prctl(PR_SET_TIMERSLACK, 1000);
+    seize(visit);
+    while (visit->status == VISIT_PENDING) {
+        if (arrived(visit)) {
+            make_calls(job, limit);
+            ptrace(PTRACE_DETACH, (pid_t)visit->tid, 0, 0);
+        } else if (visit->status == VISIT_PENDING && now_us() > limit) {
+            visit->status = VISIT_LATE;
+        } else {
+            pause_us(20);
+        }
+    }
+    return NULL;
+}
+
+static int in_own_thread(void *(*work)(void *), struct job *job)
+{
+    pthread_t thread;
+    int error = pthread_create(&thread, NULL, work, job);
+    if (!error) {
+        error = pthread_join(thread, NULL);
+    }
+    return -error;
+}
+
+/* Send threads of a process to the agent's entry.  Returns 0, or a negative errno if nothing was tried. */
+EXPORT int hu_redirect(struct visit *visits, uint64_t count, uint64_t entry, int64_t timeout_us)
+{
+    struct job job = {.visits = visits, .count = count, .entry = entry, .timeout_us = timeout_us};
+    return in_own_thread(redirect_all, &job);
+}
+
+/* Let one thread make system calls; used once a process, to map the agent.  A name that is not empty is written to the
+ * thread's stack, and the first argument of the first call points at it. */
+EXPORT int hu_call(struct visit *visit, struct remote_call *calls, uint64_t count, uint64_t syscall_at, uint64_t sigreturn_at,
+                   const char *name, int64_t timeout_us)
+{
+    struct job job = {.visits = visit,
+                      .count = 1,
+                      .timeout_us = timeout_us,
+                      .calls = calls,
+                      .call_count = count,
+                      .syscall_at = syscall_at,
+                      .sigreturn_at = sigreturn_at};
+    strncpy(job.name, name, sizeof job.name - 1);
+    return in_own_thread(call_in, &job);
+}

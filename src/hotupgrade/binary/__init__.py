@@ -1,0 +1,1 @@
+"""What a build is: ELF, symbols, relocations, references.  Knows no process."""

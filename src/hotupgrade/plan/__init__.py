@@ -1,0 +1,1 @@
+"""Old build + new build: match, compare, verdict, edits.  Pure functions over :mod:`hotupgrade.binary`."""

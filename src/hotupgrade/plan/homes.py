@@ -1,0 +1,165 @@
+"""Where every name of a new build lives in the process: its home.
+
+The home of a name is the address that it first had.  It lies in image 0 if the name is paired there, else in the first
+later image that owned it; a name without either is new, and its home will be the image that is about to be placed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import I32, I64, Flags, Kind, TargetKind
+from hotupgrade.plan.model import Comparison, Image
+
+NEW = -1
+
+READ_ONLY = (Kind.CONSTANT, Kind.RELRO)
+
+# What the compiler's start files bring along: runs once, in the loader's image, and is never placed again.
+STARTUP = frozenset(
+    {
+        "_init",
+        "_fini",
+        "_start",
+        "_dl_relocate_static_pie",
+        "deregister_tm_clones",
+        "register_tm_clones",
+        "__do_global_dtors_aux",
+        "frame_dummy",
+    }
+)
+
+_SUFFIX = re.compile(r"\.\d+$")
+
+
+@dataclass(frozen=True)
+class Rehomed:
+    """A constant that has a partner but cannot keep its home: another size, or it became writable."""
+
+    row: int
+    image: int
+    partner: int
+
+
+@dataclass(frozen=True)
+class Homes:
+    """Parallel to the rows of the new build's entities."""
+
+    owner: I32  # index of the image that holds the home; NEW where there is none yet
+    partner: I32  # row in that image's build; -1 where there is none
+    address: I64  # absolute; for Kind.TLS the offset from the module's block; 0 where the name is new
+    unproven: Flags  # mutable, and it cannot be told whether it has a home: must not be used
+    rehomed: tuple[Rehomed, ...]
+
+    def known(self) -> Flags:
+        return self.owner != NEW
+
+
+def find_homes(images: Sequence[Image], current: int, new: Build, comparisons: Sequence[Comparison]) -> Homes:
+    """The homes of all rows of ``new``.  ``comparisons[k]`` is that of ``images[k].build`` with ``new``."""
+    count = len(new.entities)
+    owner = np.full(count, NEW, dtype=np.int32)
+    partner = np.full(count, -1, dtype=np.int32)
+    address = np.zeros(count, dtype=np.int64)
+    unproven = np.zeros(count, dtype=np.bool_)
+    mutable = np.isin(new.entities.kind, (Kind.OBJECT, Kind.TLS))
+    rehomed: list[Rehomed] = []
+    for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):
+        pairs = partners(image, new, comparison)
+        owned = _owned(image, index)
+        paired = (pairs >= 0) & owned[np.maximum(pairs, 0)]
+        unproven |= paired & mutable & (owner != NEW)
+        fresh = paired & (owner == NEW)
+        leaves = fresh & ~_keeps_home(image.build, pairs, new)
+        rehomed += [Rehomed(row, index, int(pairs[row])) for row in np.flatnonzero(leaves).tolist()]
+        fresh &= ~leaves
+        owner[fresh] = index
+        partner[fresh] = pairs[fresh]
+        address[fresh] = _addresses(image, index)[pairs[fresh]]
+    moved = {entry.row for entry in rehomed}
+    for row in np.flatnonzero(mutable & (owner == NEW)).tolist():
+        unproven[row] = row not in moved and _may_have_home(row, images, current, new, comparisons)
+    return Homes(owner, partner, address, unproven, tuple(entry for entry in rehomed if owner[entry.row] == NEW))
+
+
+def partners(image: Image, new: Build, comparison: Comparison) -> I32:
+    """The row of the image's build that is paired with each row of ``new``; a build is paired with itself throughout."""
+    if image.build.build_id == new.build_id:
+        return np.arange(len(new.entities), dtype=np.int32)
+    return comparison.old_of
+
+
+def immovable(build: Build) -> Flags:
+    """Rows of functions that are never placed in a new image: start files, and code that names unknown places."""
+    flags = np.fromiter((name in STARTUP for name in build.entities.names), np.bool_, len(build.entities))
+    references = build.references
+    users = references.function[references.target_kind == TargetKind.UNKNOWN]
+    flags[users[users >= 0]] = True
+    return flags & (build.entities.kind == Kind.FUNCTION)
+
+
+def present(image: Image, index: int) -> Flags:
+    """Rows of functions whose code is in this image (``index``: its place in the module's list of images)."""
+    functions = image.build.entities.kind == Kind.FUNCTION
+    if image.placed is None:
+        return functions if index == 0 else functions & ~immovable(image.build)
+    flags = np.zeros(len(functions), dtype=np.bool_)
+    flags[list(image.placed)] = True
+    return flags & functions
+
+
+def _owned(image: Image, index: int) -> Flags:
+    flags = np.full(len(image.build.entities), index == 0, dtype=np.bool_)
+    if index:
+        flags[list(image.owned)] = True
+    return flags
+
+
+def _addresses(image: Image, index: int) -> I64:
+    """Absolute addresses (thread-locals: offsets from the module's block) of all rows of an image."""
+    entities = image.build.entities
+    addresses = entities.address.astype(np.int64)
+    tls = entities.kind == Kind.TLS
+    addresses[~tls] += image.base
+    if index:
+        for row, offset in image.tls_offsets.items():
+            addresses[row] = offset
+    return addresses
+
+
+def _keeps_home(old: Build, pairs: I32, new: Build) -> Flags:
+    """False for a constant that outgrew its place or became writable.  (Resized variables are refused elsewhere.)"""
+    partner = np.maximum(pairs, 0)
+    after = new.entities.kind
+    same_size = old.entities.size[partner] == new.entities.size
+    was_constant = np.isin(old.entities.kind[partner], READ_ONLY)
+    return np.where(np.isin(after, READ_ONLY), same_size, ~((after == Kind.OBJECT) & was_constant))
+
+
+def _may_have_home(
+    row: int, images: Sequence[Image], current: int, new: Build, comparisons: Sequence[Comparison]
+) -> bool:
+    """Whether a variable without a proven home may yet have one."""
+    if any(
+        row in comparison.ambiguous_new
+        for image, comparison in zip(images, comparisons, strict=True)
+        if image.build.build_id != new.build_id
+    ):
+        return True
+    middle = int(comparisons[current].old_of[row])
+    if current == 0 or middle < 0 or images[current].build.build_id == new.build_id:
+        return False
+    # The running build has this variable without owning it: it has a home under a name that the first build does not
+    # pair with the new one, or the running build never used it.
+    name = _SUFFIX.sub("", images[current].build.entities.names[middle])
+    return any(
+        _SUFFIX.sub("", candidate) == name
+        for image in images[:current]
+        for candidate, kind in zip(image.build.entities.names, image.build.entities.kind.tolist(), strict=True)
+        if kind in (Kind.OBJECT, Kind.TLS)
+    )

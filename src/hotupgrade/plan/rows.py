@@ -1,0 +1,79 @@
+"""Which row of a build's entities an address belongs to, for many addresses at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import I32, I64, Kind
+
+_STT_FUNC = 2
+_STT_TLS = 6
+_STT_GNU_IFUNC = 10
+
+_NESTING = 4  # symbols inside symbols: how many starts to look back
+
+
+class Rows:
+    """Address lookup over one build.  Rows are ``-1`` where nothing is."""
+
+    def __init__(self, build: Build) -> None:
+        entities = build.entities
+        self.build = build
+        tls = entities.kind == Kind.TLS
+        self._plain = _Intervals(np.flatnonzero(~tls), entities.address, entities.size)
+        self._tls = _Intervals(np.flatnonzero(tls), entities.address, entities.size)
+        self._starts: dict[tuple[bool, int], list[int]] = {}
+        for row, (address, is_tls) in enumerate(zip(entities.address.tolist(), tls.tolist(), strict=True)):
+            self._starts.setdefault((is_tls, address), []).append(row)
+
+    def at(self, vaddrs: npt.ArrayLike) -> tuple[I32, I64]:
+        """Rows (never thread-locals) and distances from their starts; one past the end counts if nothing else is there."""
+        return self._plain.find(np.asarray(vaddrs, dtype=np.int64))
+
+    def one_at(self, vaddr: int) -> tuple[int, int]:
+        rows, addends = self.at([vaddr])
+        return int(rows[0]), int(addends[0])
+
+    def thread_local_at(self, offset: int) -> tuple[int, int]:
+        rows, addends = self._tls.find(np.asarray([offset], dtype=np.int64))
+        return int(rows[0]), int(addends[0])
+
+    def of_symbol(self, number: int) -> int:
+        """The row that a dynamic symbol of this build defines, or -1."""
+        symbol = self.build.dynamic_symbols[number]
+        if not symbol.defined:
+            return -1
+        candidates = self._starts.get((symbol.type == _STT_TLS, symbol.vaddr), [])
+        function = symbol.type in (_STT_FUNC, _STT_GNU_IFUNC)
+        kinds = self.build.entities.kind
+        fitting = [row for row in candidates if (int(kinds[row]) == Kind.FUNCTION) == function]
+        return (fitting or candidates or [-1])[0]
+
+
+class _Intervals:
+    """Half-open intervals sorted by start; they may nest."""
+
+    def __init__(self, rows: npt.NDArray[np.intp], address: npt.NDArray[np.uint64], size: npt.NDArray[np.uint64]) -> None:
+        order = np.argsort(address[rows], kind="stable")
+        self._row = rows[order].astype(np.int32)
+        self._start = address[rows][order].astype(np.int64)
+        self._end = self._start + size[rows][order].astype(np.int64)
+
+    def find(self, wanted: I64) -> tuple[I32, I64]:
+        found = np.full(len(wanted), -1, dtype=np.int32)
+        distance = np.zeros(len(wanted), dtype=np.int64)
+        if not len(self._start):
+            return found, distance
+        last = np.searchsorted(self._start, wanted, side="right") - 1
+        for past_end in (False, True):
+            for back in range(_NESTING):
+                place = last - back
+                index = np.maximum(place, 0)
+                inside = wanted < self._end[index]
+                exact = (wanted == self._start[index]) if not past_end else (wanted == self._end[index])
+                hit = (found < 0) & (place >= 0) & (inside | exact)
+                found[hit] = self._row[index[hit]]
+                distance[hit] = wanted[hit] - self._start[index[hit]]
+        return found, distance

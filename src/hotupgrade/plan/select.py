@@ -1,0 +1,183 @@
+"""What the new image must hold: functions, new data, GOT slots, unnamed constants.  Knows no process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import Flags, Form, Kind, References, TargetKind
+from hotupgrade.plan.homes import NEW, READ_ONLY, STARTUP, Homes, immovable
+from hotupgrade.plan.model import Comparison, Image
+from hotupgrade.plan.options import PlanOptions
+from hotupgrade.plan.targets import Targets, is_pair, thread_local_offset
+
+Indices = npt.NDArray[np.intp]
+
+TRANSFERS = (Form.CALL, Form.JUMP, Form.BRANCH)
+DATA = (Kind.OBJECT, Kind.RELRO, Kind.CONSTANT)
+
+_COLD = re.compile(r"\.cold(\.\d+)?$")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Flags are parallel to the rows of the new build."""
+
+    needed: Flags  # functions that must run from the new image
+    functions: Flags  # functions whose code is in the image: those needed, and what belongs to them
+    references: Indices  # of these functions
+    slots: tuple[int, ...]  # indices into Build.slots
+    stubs: tuple[int, ...]  # vaddrs of the PLT stubs that are called
+    data: Flags  # new objects and constants that are in use
+    thread_locals: tuple[int, ...]  # rows of new thread-locals that are in use
+    unnamed: tuple[int, ...]  # vaddrs of unnamed read-only data that code and new data name
+
+
+def select(
+    images: Sequence[Image],
+    current: int,
+    targets: Targets,
+    comparisons: Sequence[Comparison],
+    homes: Homes,
+    options: PlanOptions,
+) -> Selection:
+    new = targets.build
+    needed = needed_functions(images, current, new, comparisons, homes)
+    if options.whole:
+        needed |= (new.entities.kind == Kind.FUNCTION) & ~immovable(new)
+    functions = with_pieces(new, needed)
+    references = np.flatnonzero(functions[np.maximum(new.references.function, 0)] & (new.references.function >= 0))
+    slots, stubs = _slots(new, references)
+    data, unnamed = _data(targets, homes, references, slots)
+    return Selection(
+        needed=needed,
+        functions=functions,
+        references=references,
+        slots=slots,
+        stubs=stubs,
+        data=data,
+        thread_locals=_thread_locals(targets, homes, references, slots),
+        unnamed=unnamed,
+    )
+
+
+def needed_functions(
+    images: Sequence[Image], current: int, new: Build, comparisons: Sequence[Comparison], homes: Homes
+) -> Flags:
+    """Functions that are new, or that do not mean what stands at their home."""
+    functions = new.entities.kind == Kind.FUNCTION
+    started = np.fromiter((name in STARTUP for name in new.entities.names), np.bool_, len(functions))
+    needed = functions & (homes.owner == NEW) & ~started
+    for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):
+        if image.build.build_id == new.build_id:
+            continue
+        at_home = functions & (homes.owner == index)
+        needed |= at_home & comparison.replaced
+        if index not in (0, current):
+            # The entry at such a home may hold a jump by now, and only the running image is known to be intact.
+            needed |= at_home
+    return needed
+
+
+def with_pieces(build: Build, functions: Flags) -> Flags:
+    """These functions and all code that shares a frame with them: their .cold parts, and what jumps into the middle."""
+    references = build.references
+    joined = _joins(build, references)
+    sources, sinks = references.function[joined], references.entity[joined]
+    flags = functions.copy()
+    while True:
+        reached = sinks[flags[sources] & ~flags[sinks]]
+        reached = np.concatenate([reached, _table_targets(build, flags)])
+        if not len(reached):
+            return flags
+        flags[reached] = True
+
+
+def _joins(build: Build, references: References) -> Indices:
+    """References that lead from one piece of a function to another."""
+    cold = np.fromiter((_COLD.search(name) is not None for name in build.entities.names), np.bool_, len(build.entities))
+    between = (references.target_kind == TargetKind.ENTITY) & (references.function >= 0)
+    entity = np.maximum(references.entity, 0)
+    between &= build.entities.kind[entity] == Kind.FUNCTION
+    between &= np.isin(references.form, TRANSFERS)
+    return np.flatnonzero(between & ((references.addend != 0) | cold[entity]))
+
+
+def _table_targets(build: Build, flags: Flags) -> npt.NDArray[np.int32]:
+    missing = [
+        target
+        for table in build.jump_tables
+        if table.function >= 0 and flags[table.function]
+        for target in table.targets
+        if not flags[target]
+    ]
+    return np.asarray(missing, dtype=np.int32)
+
+
+def _slots(new: Build, references: Indices) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    kinds = new.references.target_kind[references]
+    through_stub = kinds == TargetKind.PLT
+    named = through_stub | (kinds == TargetKind.GOT)
+    slots = set(np.unique(new.references.entity[references[named]]).tolist()) - {-1}
+    for index in tuple(slots):
+        if is_pair(new.slots[index]) and (behind := new.slot_at(new.slots[index].vaddr + 8)) is not None:
+            slots.add(behind)
+    stubs = np.unique(new.references.target[references[through_stub]]).tolist()
+    return tuple(sorted(slots)), tuple(stubs)
+
+
+def _data(
+    targets: Targets, homes: Homes, references: Indices, slots: tuple[int, ...]
+) -> tuple[Flags, tuple[int, ...]]:
+    """New data in use (named by code, by a slot, by a table with a home, or by such data), and unnamed data in use."""
+    new = targets.build
+    fresh = np.isin(new.entities.kind, DATA) & (homes.owner == NEW)
+    every = new.references
+    entity = every.entity[references]
+    unnamed = set(every.target[references[every.target_kind[references] == TargetKind.ANONYMOUS]].tolist())
+    frontier = set(entity[(every.target_kind[references] == TargetKind.ENTITY) & fresh[np.maximum(entity, 0)]].tolist())
+    by_slot = [found for slot in slots if (found := targets.of_slot(new.slots[slot])) is not None]
+    unnamed.update(_unnamed_targets(targets, by_slot))
+    from_tables = np.flatnonzero(
+        (targets.container >= 0)
+        & (homes.owner[targets.container] != NEW)
+        & np.isin(new.entities.kind[targets.container], READ_ONLY)
+    ).tolist()
+    frontier |= _fresh_targets(targets, fresh, [*by_slot, *from_tables])
+    data = np.zeros(len(new.entities), dtype=np.bool_)
+    while frontier:
+        data[list(frontier)] = True
+        words = targets.within_rows(frontier)
+        unnamed.update(_unnamed_targets(targets, words))
+        frontier = {row for row in _fresh_targets(targets, fresh, words) if not data[row]}
+    return data, tuple(sorted(unnamed))
+
+
+def _fresh_targets(targets: Targets, fresh: Flags, words: Sequence[int]) -> set[int]:
+    rows = targets.row[list(words)]
+    return set(rows[(rows >= 0) & fresh[np.maximum(rows, 0)]].tolist())
+
+
+def _unnamed_targets(targets: Targets, words: Sequence[int]) -> list[int]:
+    wanted = list(words)
+    nameless = targets.by_address[wanted] & (targets.row[wanted] < 0)
+    found: list[int] = targets.plain_addend[wanted][nameless].tolist()
+    return found
+
+
+def _thread_locals(
+    targets: Targets, homes: Homes, references: Indices, slots: tuple[int, ...]
+) -> tuple[int, ...]:
+    new = targets.build
+    direct = references[new.references.form[references] == Form.DTPOFF]
+    rows = set(new.references.entity[direct].tolist())
+    for slot in slots:
+        offset = thread_local_offset(targets, new.slots[slot])
+        if offset is not None:
+            rows.add(targets.rows.thread_local_at(offset)[0])
+    return tuple(sorted(row for row in rows if row >= 0 and homes.owner[row] == NEW))

@@ -1,0 +1,95 @@
+"""What the words that the loader fills in name: a row of the build's entities, or unnamed data."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import numpy as np
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import I32, I64, Slot
+from hotupgrade.plan.rows import Rows
+
+
+class Relocation(enum.IntEnum):
+    """R_X86_64_*, as far as loaders and GOT slots know them."""
+
+    NONE = 0
+    WORD64 = 1
+    COPY = 5
+    GLOB_DAT = 6
+    JUMP_SLOT = 7
+    RELATIVE = 8
+    DTPMOD64 = 16
+    DTPOFF64 = 17
+    TPOFF64 = 18
+    TLSDESC = 36
+    IRELATIVE = 37
+
+
+BY_ADDRESS = (Relocation.RELATIVE, Relocation.IRELATIVE)
+BY_SYMBOL = (Relocation.WORD64, Relocation.GLOB_DAT, Relocation.JUMP_SLOT, Relocation.COPY)
+THREAD_LOCAL = (Relocation.DTPMOD64, Relocation.DTPOFF64, Relocation.TPOFF64, Relocation.TLSDESC)
+
+
+class Targets:
+    """The dynamic relocations of a build with their targets resolved to rows.
+
+    ``row`` is -1 for what is not defined here or has no name; ``addend`` counts from the start of the row.
+    ``container`` is the row that holds the relocated word itself.
+    """
+
+    def __init__(self, build: Build, rows: Rows) -> None:
+        relocations = build.dynamic_relocations
+        self.build = build
+        self.rows = rows
+        self.vaddr: I64 = relocations.vaddr.astype(np.int64)
+        self.type: I32 = relocations.type.astype(np.int32)
+        self.number: I32 = relocations.symbol.astype(np.int32)
+        self.plain_addend: I64 = relocations.addend.astype(np.int64)
+        self.container, self.offset = rows.at(self.vaddr)
+        self.by_address = np.isin(self.type, BY_ADDRESS)
+        row, addend = rows.at(np.where(self.by_address, self.plain_addend, -1))
+        self.row: I32 = np.where(self.by_address, row, -1)
+        self.addend: I64 = np.where(self.by_address, addend, self.plain_addend)
+        for index in np.flatnonzero(np.isin(self.type, BY_SYMBOL)).tolist():
+            self.row[index] = rows.of_symbol(int(self.number[index]))
+
+    def within(self, low: int, high: int) -> range:
+        """Indices of the relocations of words in [low, high)."""
+        first, last = np.searchsorted(self.vaddr, (low, high))
+        return range(int(first), int(last))
+
+    def within_rows(self, wanted: Iterable[int]) -> list[int]:
+        entities = self.build.entities
+        found: list[int] = []
+        for row in wanted:
+            low = int(entities.address[row])
+            found += self.within(low, low + int(entities.size[row]))
+        return found
+
+    def of_slot(self, slot: Slot) -> int | None:
+        """The relocation of a GOT slot; None when the linker filled it in."""
+        found = self.within(slot.vaddr, slot.vaddr + 1)
+        return found[0] if found else None
+
+
+def is_pair(slot: Slot) -> bool:
+    """Whether the slot and the word behind it belong together (general and local dynamic, TLS descriptors)."""
+    return slot.relocation in (Relocation.DTPMOD64, Relocation.TLSDESC)
+
+
+def thread_local_offset(targets: Targets, slot: Slot) -> int | None:
+    """The TLS offset in this build's block that a slot (or pair of slots) names; None: it names the whole block, a
+    variable of another module, or nothing thread-local."""
+    if slot.relocation not in THREAD_LOCAL:
+        return None
+    if slot.symbol:
+        index = targets.of_slot(slot)
+        row = targets.rows.of_symbol(int(targets.number[index])) if index is not None else -1
+        return int(targets.build.entities.address[row]) + slot.addend if row >= 0 else None
+    if slot.relocation != Relocation.DTPMOD64:
+        return slot.addend
+    second = int.from_bytes(targets.build.read(slot.vaddr + 8, 8), "little")
+    return second or None  # 0 means the block itself (local dynamic), or its first variable: see tls.py

@@ -1,0 +1,1 @@
+"""The live process: its memory, modules and threads, the agent within it and the stop.  Knows no plan."""

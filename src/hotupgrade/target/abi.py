@@ -1,0 +1,112 @@
+"""The memory layout that the agent and the tool share: a mirror of ``src/agent/abi.h``.
+
+Every field is a 64-bit word, so that no compiler's padding has to be known.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+
+MAGIC = 0x3165646172677075
+ABI = 1
+
+_U64 = ctypes.c_uint64
+
+
+class State(enum.IntEnum):
+    IDLE = 0
+    STOPPING = 1
+    COMMITTING = 2
+    COMMITTED = 3
+    ABORTED = 4
+
+
+class StopReason(enum.IntEnum):
+    """Why the agent gave a stop up."""
+
+    OK = 0
+    LATE = 1
+    ACTIVE = 2
+    GONE = 3
+    STRANGER = 4
+    MISMATCH = 5
+    NO_TASK_FD = 6
+    NO_HANDLER = 7
+    NO_STACK = 8
+
+
+class OpKind(enum.IntEnum):
+    SYSCALL = 1
+    CALL = 2
+    TOUCH_READ = 3
+    TOUCH_WRITE = 4
+    STOP = 5
+
+
+class Stamp(enum.IntEnum):
+    BEGIN = 0
+    PARKED = 1
+    CHECKED = 2
+    STOPPED = 3
+    SYNCED = 4
+    REPLACED = 5
+    RELEASED = 6
+    CLEANED = 7
+
+
+class VisitStatus(enum.IntEnum):
+    PENDING = 0
+    DONE = 1
+    GONE = 2
+    DENIED = 3
+    LATE = 4
+    HALTED = 5
+    SIGNALLED = 6
+    FAILED = 7
+
+
+def _words(*names: str) -> list[tuple[str, type[_U64]]]:
+    return [(name, _U64) for name in names]
+
+
+class Header(ctypes.Structure):
+    _fields_ = _words("magic", "abi", "enter", "handler", "restorer", "mailbox", "text_size", "total_size")
+
+
+class Thread(ctypes.Structure):
+    _fields_ = _words("tid", "busy", "tcb", "sp", "pc", "parked", "released", "arrived")
+
+
+class Range(ctypes.Structure):
+    _fields_ = _words("low", "high")
+
+
+class Edit(ctypes.Structure):
+    _fields_ = _words("address", "old", "new")
+
+
+class Op(ctypes.Structure):
+    _fields_ = [*_words("kind", "number"), ("args", _U64 * 6), *_words("result", "fatal")]
+
+
+class Mailbox(ctypes.Structure):
+    _fields_ = [
+        *_words("magic", "abi", "state", "deadline_tsc", "deadline_ns", "busy_limit", "sleepers", "sleepers_in", "busy", "busy_in"),
+        *_words("threads", "thread_count", "watches", "watch_count", "watch_low", "watch_high", "stacks", "stack_count"),
+        *_words("edits", "edit_count", "sync_count", "signal", "expected_threads", "task_fd"),
+        *_words("reason", "reason_tid", "reason_address"),
+        ("stamps", _U64 * len(Stamp)),
+        *_words("ops", "op_count", "ops_done", "serial", "xsave_size", "generation", "ledger", "ledger_size"),
+        *_words("leader_in", "leader_out"),
+    ]
+
+
+class Visit(ctypes.Structure):
+    """One thread that the tracer is to send to the agent (``struct visit`` of tracer.c)."""
+
+    _fields_ = _words("tid", "lead", "thread", "status", "detail", "sp", "pc", "number")
+
+
+class RemoteCall(ctypes.Structure):
+    _fields_ = [("number", _U64), ("args", _U64 * 6), ("result", _U64)]

@@ -1,0 +1,326 @@
+"""The agent in one process: bring it there, give it work, read what it did."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hotupgrade.errors import HotUpgradeError, NotNow, Reason
+from hotupgrade.target import abi, native
+from hotupgrade.target.maps import free_base
+from hotupgrade.target.process import Process, ThreadState, denied, gone
+
+#: The name that marks our mappings in /proc/PID/maps.
+NAME = "hotupgrade"
+AGENT_PATH = f"/memfd:{NAME}-agent (deleted)"
+
+# System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
+SYS_CLOSE, SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_MEMFD_CREATE = 3, 9, 10, 11, 319
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE = 2, 0x10, 0x20, 0x100000
+MFD_CLOEXEC = 1
+
+_SYSCALL_RET = b"\x0f\x05\xc3"
+#: "mov $15, %rax; syscall": rt_sigreturn, as every C library has it for the return from signal handlers.
+_SIGRETURN = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"
+
+#: Asleep in one of these a thread holds no lock of the C library, and the call can be made again.  Best first.
+_LEADER_CALLS = (7, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128)
+
+VISIT_TIMEOUT_US = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One step that the agent takes on a thread of the target."""
+
+    kind: abi.OpKind
+    number: int = 0
+    arguments: tuple[int, ...] = ()
+    fatal: bool = True
+
+
+def system_call(number: int, *arguments: int, fatal: bool = True) -> Operation:
+    """Make a system call; if ``fatal``, a failure ends the list."""
+    return Operation(abi.OpKind.SYSCALL, number, arguments, fatal)
+
+
+def call(address: int, *arguments: int) -> Operation:
+    """Call a function of the target."""
+    return Operation(abi.OpKind.CALL, address, arguments)
+
+
+def leaders(threads: Iterable[ThreadState], main: int, only_main: bool = False) -> list[ThreadState]:
+    """The threads that may run operations, best first: asleep in a call that holds no lock and can be made again."""
+    order = {number: rank for rank, number in enumerate(_LEADER_CALLS)}
+    fit = [t for t in threads if t.asleep and t.system_call in order and (t.tid == main or not only_main)]
+    return sorted(fit, key=lambda t: (order[t.system_call or 0], t.tid != main))
+
+
+def refuse_visit(pid: int, visit: abi.Visit) -> NotNow:
+    """The error for a thread that could not be sent to the agent."""
+    status = abi.VisitStatus(visit.status)
+    if status is abi.VisitStatus.DENIED:
+        return denied(pid, f"tracing thread {visit.tid} (is another debugger attached?)")
+    words = {
+        abi.VisitStatus.GONE: "has ended",
+        abi.VisitStatus.LATE: "did not stop in time (it may be in an uninterruptible system call)",
+        abi.VisitStatus.HALTED: "is stopped by a signal; let the process continue (SIGCONT) and try again",
+        abi.VisitStatus.SIGNALLED: "is handling signals; try again",
+    }
+    text = words.get(status, f"could not be redirected (errno {visit.detail})")
+    return NotNow(Reason(f"thread-{status.name.lower()}", str(visit.tid), f"process {pid}: thread {visit.tid} {text}"))
+
+
+class Agent:
+    """The agent, present in a process.  Made by :func:`find` or :func:`inject`."""
+
+    def __init__(self, process: Process, base: int) -> None:
+        self.process = process
+        self.base = base
+        self.header, _ = native.agent_blob()
+        self.mailbox_address = base + self.header.mailbox
+        box = self.mailbox()
+        if box.magic != abi.MAGIC or box.abi != abi.ABI:
+            raise NotNow(
+                Reason("foreign-agent", str(process.pid), "the process holds the agent of another hotupgrade version; use that one")
+            )
+
+    @property
+    def entry(self) -> int:
+        return int(self.base + self.header.enter)
+
+    def mailbox(self) -> abi.Mailbox:
+        """A copy of the mailbox as it is now."""
+        return abi.Mailbox.from_buffer_copy(self.process.read(self.mailbox_address, ctypes.sizeof(abi.Mailbox)))
+
+    def field_address(self, name: str) -> int:
+        """The address of a mailbox field."""
+        return int(self.mailbox_address + getattr(abi.Mailbox, name).offset)
+
+    def set(self, **fields: int) -> None:
+        """Write mailbox fields, in the order given."""
+        for name, value in fields.items():
+            self.process.write(self.field_address(name), value.to_bytes(8, "little"))
+
+    def get(self, name: str) -> int:
+        return self.process.read_word(self.field_address(name))
+
+    def write_operations(self, operations: Sequence[Operation]) -> int:
+        """Put a list of operations into the agent's page; returns the serial number that will mark its end."""
+        table = (abi.Op * len(operations))()
+        for row, operation in zip(table, operations, strict=True):
+            row.kind, row.number, row.fatal = operation.kind, operation.number, operation.fatal
+            for index, argument in enumerate(operation.arguments):
+                row.args[index] = argument & 0xFFFFFFFFFFFFFFFF
+        if ctypes.sizeof(table) > self._room:
+            raise HotUpgradeError(f"{len(operations)} operations do not fit into the agent's page")
+        serial = self.get("serial") + 1
+        self.process.write(self._table, bytes(table))
+        self.set(ops=self._table, op_count=len(operations), serial=serial, xsave_size=native.xsave_size())
+        return serial
+
+    @property
+    def _table(self) -> int:
+        return self.mailbox_address + 1024
+
+    @property
+    def _room(self) -> int:
+        return int(self.base + self.header.total_size - self._table)
+
+    def wait(self, serial: int, timeout: float) -> None:
+        """Wait until the list with this serial number has ended.
+
+        Raises:
+            NotNow: it has not within ``timeout`` seconds.
+        """
+        limit = time.monotonic() + timeout
+        while self.get("ops_done") != serial:
+            if time.monotonic() > limit:
+                raise NotNow(
+                    Reason("no-answer", str(self.process.pid), f"process {self.process.pid}: the agent did not end its work in time")
+                )
+            time.sleep(0.00005)
+
+    def results(self, count: int) -> list[int]:
+        """The results of the operations of the last list, as signed numbers."""
+        table = (abi.Op * count).from_buffer_copy(self.process.read(self._table, count * ctypes.sizeof(abi.Op)))
+        return [ctypes.c_int64(row.result).value for row in table]
+
+    def run(self, operations: Sequence[Operation], *, only_main: bool = False, timeout: float = 5.0) -> list[int]:
+        """Have the operations made by one sleeping thread, whose system call then goes on.
+
+        Raises:
+            NotNow: no thread could be used within the time limit.
+        """
+        limit = time.monotonic() + timeout
+        problem = NotNow(
+            Reason(
+                "no-thread",
+                str(self.process.pid),
+                f"process {self.process.pid}: {'the main thread is not' if only_main else 'no thread is'} asleep in a system call "
+                "that can be interrupted without a trace; try again",
+            )
+        )
+        serial = self.write_operations(operations)
+        while time.monotonic() < limit:
+            for thread in leaders(self.process.threads(), self.process.pid, only_main):
+                visits = (abi.Visit * 1)()
+                visits[0].tid, visits[0].lead = thread.tid, 1
+                native.redirect(visits, self.entry, VISIT_TIMEOUT_US)
+                if visits[0].status == abi.VisitStatus.DONE:
+                    self.wait(serial, max(limit - time.monotonic(), 0.5))
+                    return self.results(len(operations))
+                problem = refuse_visit(self.process.pid, visits[0])
+                if visits[0].status in (abi.VisitStatus.DENIED, abi.VisitStatus.HALTED):
+                    raise problem
+            time.sleep(0.002)
+        raise problem
+
+    def check(self, operations: Sequence[Operation], results: Sequence[int]) -> None:
+        """Raise NotNow for the first system call that failed."""
+        for operation, result in zip(operations, results, strict=True):
+            if operation.kind is abi.OpKind.SYSCALL and operation.fatal and -4096 < result < 0:
+                raise NotNow(
+                    Reason(
+                        "system-call-failed",
+                        str(operation.number),
+                        f"process {self.process.pid} may not make system call {operation.number} (errno {-result})",
+                    )
+                )
+
+    def create_file(self, name: str, content: Iterable[tuple[int, bytes]], size: int) -> int:
+        """Make an anonymous file in the process, with contents at offsets; returns the process's descriptor for it."""
+        # The name's place: behind the operation table's first row.
+        place = self._table + 2048
+        self.process.write(place, name.encode()[:200] + b"\0")
+        operation = system_call(SYS_MEMFD_CREATE, place, MFD_CLOEXEC)
+        results = self.run([operation])
+        self.check([operation], results)
+        descriptor = self.process.open_descriptor(results[0])
+        try:
+            os.ftruncate(descriptor, size)
+            for offset, piece in content:
+                os.pwrite(descriptor, piece, offset)
+        finally:
+            os.close(descriptor)
+        return results[0]
+
+
+def find(process: Process) -> Agent | None:
+    """The agent that is in the process already."""
+    for mapping in process.maps():
+        if mapping.path == AGENT_PATH and mapping.offset == 0:
+            return Agent(process, mapping.start)
+    return None
+
+
+def inject(process: Process, timeout: float = 5.0) -> Agent:
+    """Bring the agent into the process, or find it there.
+
+    A memory file is made and mapped by one sleeping thread; the loader, the allocator and all other threads take no part.
+
+    Raises:
+        NotNow: no thread could be used, or the system calls are not permitted there.
+    """
+    present = find(process)
+    if present:
+        return present
+    header, blob = native.agent_blob()
+    maps = process.maps()
+    gadgets = _find_gadgets(process)
+    first = min(m.start for m in maps if m.path)
+    base = free_base(maps, header.total_size, first, 0x7FFFFFFFF000)
+    if base is None:
+        raise NotNow(Reason("no-room", str(process.pid), "no free address space for the agent"))
+    descriptor = _remote(process, [(SYS_MEMFD_CREATE, 0, MFD_CLOEXEC)], gadgets, f"{NAME}-agent", timeout)[0]
+    ours = process.open_descriptor(descriptor)
+    try:
+        os.ftruncate(ours, header.total_size)
+        os.pwrite(ours, blob, 0)
+        os.pwrite(ours, bytes(abi.Mailbox(magic=abi.MAGIC, abi=abi.ABI)), header.mailbox)
+    finally:
+        os.close(ours)
+    text, total = int(header.text_size), int(header.total_size)
+    read_execute, read_write = PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE
+    _remote(
+        process,
+        [
+            (SYS_MMAP, base, total, read_execute, MAP_PRIVATE | MAP_FIXED_NOREPLACE, descriptor, 0),
+            (SYS_MMAP, base + text, total - text, read_write, MAP_PRIVATE | MAP_FIXED, descriptor, text),
+            (SYS_CLOSE, descriptor),
+        ],
+        gadgets,
+        "",
+        timeout,
+    )
+    agent = find(process)
+    if agent is None:
+        raise NotNow(Reason("no-agent", str(process.pid), f"process {process.pid} did not map the agent"))
+    return agent
+
+
+def _remote(
+    process: Process, calls: Sequence[tuple[int, ...]], gadgets: tuple[int, int], name: str, timeout: float
+) -> list[int]:
+    limit = time.monotonic() + timeout
+    problem: NotNow | None = None
+    while time.monotonic() < limit:
+        for thread in leaders(process.threads(), process.pid):
+            visit = abi.Visit(tid=thread.tid)
+            results = native.remote_calls(visit, calls, *gadgets, name, VISIT_TIMEOUT_US)
+            if visit.status == abi.VisitStatus.DONE:
+                for (number, *_), result in zip(calls, results, strict=True):
+                    if -4096 < result < 0:
+                        raise NotNow(
+                            Reason(
+                                "system-call-failed",
+                                str(number),
+                                f"process {process.pid} may not make system call {number} (errno {-result})",
+                            )
+                        )
+                return results
+            problem = refuse_visit(process.pid, visit)
+            if visit.status in (abi.VisitStatus.DENIED, abi.VisitStatus.HALTED):
+                raise problem
+        time.sleep(0.002)
+    if problem is None:
+        if not process.thread_ids():
+            raise gone(process.pid)
+        problem = NotNow(
+            Reason(
+                "no-thread",
+                str(process.pid),
+                f"process {process.pid}: no thread is asleep in a system call that can be interrupted without a trace; try again",
+            )
+        )
+    raise problem
+
+
+def _find_gadgets(process: Process) -> tuple[int, int]:
+    """Addresses of "syscall; ret" and of rt_sigreturn in the process's own code, the C library's for choice."""
+    found: dict[bytes, int] = {}
+    maps = [m for m in process.maps() if m.executable and m.path and not m.path.startswith("[vsyscall")]
+    for mapping in sorted(maps, key=lambda m: "libc" not in m.path):
+        try:
+            text = process.read(mapping.start, mapping.size)
+        except ValueError:
+            continue
+        for pattern in (_SYSCALL_RET, _SIGRETURN):
+            at = text.find(pattern)
+            if at >= 0 and pattern not in found:
+                found[pattern] = mapping.start + at
+        if len(found) == 2:
+            return found[_SYSCALL_RET], found[_SIGRETURN]
+    raise NotNow(
+        Reason(
+            "no-system-call",
+            str(process.pid),
+            f"process {process.pid}: no C library with rt_sigreturn was found in it; statically linked programs of this kind are "
+            "not supported",
+        )
+    )
+

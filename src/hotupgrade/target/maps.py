@@ -1,0 +1,111 @@
+"""What ``/proc/PID/maps`` says: the mappings of a process, and where there is room between them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = 4096
+#: The kernel gives user space nothing below this (vm.mmap_min_addr) or above (TASK_SIZE of x86-64 with four-level tables).
+LOWEST, HIGHEST = 0x10000, 0x7FFFFFFFF000
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One line of ``/proc/PID/maps``."""
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    device: str
+    inode: int
+    path: str
+
+    @property
+    def readable(self) -> bool:
+        return self.permissions[0] == "r"
+
+    @property
+    def writable(self) -> bool:
+        return self.permissions[1] == "w"
+
+    @property
+    def executable(self) -> bool:
+        return self.permissions[2] == "x"
+
+    @property
+    def private(self) -> bool:
+        return self.permissions[3] == "p"
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def parse_maps(text: str) -> tuple[Mapping, ...]:
+    """Parse the text of a maps file."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(maxsplit=5)
+        start, _, end = fields[0].partition("-")
+        found.append(
+            Mapping(
+                int(start, 16),
+                int(end, 16),
+                fields[1],
+                int(fields[2], 16),
+                fields[3],
+                int(fields[4]),
+                fields[5] if len(fields) > 5 else "",
+            )
+        )
+    return tuple(found)
+
+
+def read_maps(pid: int) -> tuple[Mapping, ...]:
+    """The mappings of a process now."""
+    return parse_maps(Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape"))
+
+
+def mapping_at(maps: Sequence[Mapping], address: int) -> Mapping | None:
+    """The mapping that holds an address."""
+    index = bisect_right(maps, address, key=lambda mapping: mapping.start) - 1
+    return maps[index] if index >= 0 and address < maps[index].end else None
+
+
+def gaps(maps: Sequence[Mapping], low: int, high: int) -> Iterator[tuple[int, int]]:
+    """The free ranges between ``low`` and ``high``, in order of address."""
+    at = max(low, LOWEST)
+    high = min(high, HIGHEST)
+    for mapping in maps:
+        if mapping.start >= high:
+            break
+        if mapping.start > at:
+            yield at, mapping.start
+        at = max(at, mapping.end)
+    if at < high:
+        yield at, high
+
+
+def free_base(maps: Sequence[Mapping], size: int, low: int, high: int, taken: Sequence[tuple[int, int]] = ()) -> int | None:
+    """A page-aligned address with ``size`` free bytes, wholly within [low, high), near the middle of that range.
+
+    One free page is left on either side, so that a stray pointer past an end still faults.  The upper end of a gap is used,
+    as the kernel itself does; below the main stack, which grows down, the lower end.  ``taken`` are further ranges that are
+    spoken for.  None if there is no room.
+    """
+    stack = next((mapping.start for mapping in maps if mapping.path == "[stack]"), 0)
+    busy = sorted([*((m.start, m.end) for m in maps), *taken])
+    occupied = [Mapping(start, end, "---p", 0, "", 0, "") for start, end in busy]
+    candidates = []
+    for start, end in gaps(occupied, low, high):
+        start = -(-start // PAGE) * PAGE + PAGE
+        end = end // PAGE * PAGE - PAGE
+        if end - start < size:
+            continue
+        candidates.append(start if end + PAGE == stack else end - size)
+    middle = (low + high) // 2
+    return min(candidates, key=lambda base: abs(base - middle), default=None)

@@ -1,0 +1,424 @@
+"""One stop: park every thread, have the agent apply a list of edits, let all go.
+
+The sleepers are parked first, by sending each, stopped for a moment by ptrace, through the agent, where it sleeps on; its
+system call is made again afterwards, so that the program sees no EINTR.  Then one of them, the leader, signals the busy
+threads; the last of those to arrive applies the edits.  From the leader's start on nothing depends on the tool any more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hotupgrade.errors import NotNow, Reason
+from hotupgrade.target import abi, native
+from hotupgrade.target.agent import (
+    MAP_ANONYMOUS,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+    SYS_MMAP,
+    SYS_MUNMAP,
+    VISIT_TIMEOUT_US,
+    Agent,
+    Operation,
+    leaders,
+    refuse_visit,
+    system_call,
+)
+from hotupgrade.target.clock import Reading, ticks_per_us
+from hotupgrade.target.process import ThreadState
+
+#: How long one attempt may hold sleepers, and busy threads, in seconds; doubled with each attempt up to eightfold.
+SLEEPER_LIMIT, BUSY_LIMIT = 0.25, 0.01
+#: Room for threads that are born while the others are being parked.
+SPARE_ROWS = 64
+
+_PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """A range (low, high) in which no thread may stand, with a name to report."""
+
+    low: int
+    high: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """An aligned 64-bit word to be replaced."""
+
+    address: int
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadBreak:
+    """What one thread lost, by its own time-stamp counter."""
+
+    tid: int
+    name: str
+    how: str  # signal, redirect, leader, absent
+    busy: bool
+    break_us: float
+    parked_us: float
+    released_us: float
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """One successful stop."""
+
+    phases_us: dict[str, float]
+    threads: tuple[ThreadBreak, ...]
+    attempts: int
+
+    @property
+    def busy_max_us(self) -> float | None:
+        return max((t.break_us for t in self.threads if t.busy), default=None)
+
+    @property
+    def max_us(self) -> float:
+        return max((t.break_us for t in self.threads), default=0.0)
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """What one stop is to do.  ``data`` words are written before ``code`` words."""
+
+    data: Sequence[Word] = ()
+    code: Sequence[Word] = ()
+    forbidden: Sequence[Forbidden] = ()
+
+
+def busy_threads(agent: Agent, samples: int = 4, pause: float = 0.003) -> frozenset[int]:
+    """The threads that are never seen asleep: a datapath's polling loops."""
+    process = agent.process
+    always: set[int] | None = None
+    for index in range(samples):
+        if index:
+            time.sleep(pause)
+        running = {t.tid for t in process.threads() if t.state == "R" and t.system_call is None}
+        always = running if always is None else always & running
+        if not always:
+            break
+    return frozenset(always or ())
+
+
+def free_signal(agent: Agent, threads: Iterable[ThreadState]) -> int:
+    """A real-time signal that the program neither handles, ignores, blocks nor has pending.
+
+    Raises:
+        NotNow: there is none.
+    """
+    status = agent.process.status()
+    taken = 0
+    for key in ("SigCgt", "SigIgn", "SigPnd", "ShdPnd", "SigBlk"):
+        taken |= int(status.get(key, "0").strip(), 16)
+    for thread in threads:
+        taken |= thread.blocked_signals
+    for number in range(63, 34, -1):
+        if not taken >> (number - 1) & 1:
+            return number
+    raise NotNow(
+        Reason("no-signal", str(agent.process.pid), "every real-time signal is used or blocked by the program; none is left to stop threads with")
+    )
+
+
+class Stopper:
+    """Makes stops in one process.  Use as a context manager: it holds a table in the target's memory meanwhile."""
+
+    def __init__(self, agent: Agent, since: Reading, words: int, forbidden: int) -> None:
+        self.agent = agent
+        self._since = since
+        self._rows = len(agent.process.thread_ids()) * 2 + SPARE_ROWS
+        self._maps_room = len(agent.process.maps()) + 256
+        self._edits_at = 0
+        self._watches_at = self._edits_at + words * ctypes.sizeof(abi.Edit)
+        self._stacks_at = self._watches_at + (forbidden + 1) * ctypes.sizeof(abi.Range)
+        end = self._stacks_at + self._maps_room * ctypes.sizeof(abi.Range)
+        self._tables_at = -(-end // 64) * 64
+        self._table_size = self._rows * ctypes.sizeof(abi.Thread)
+        self._size = -(-(self._tables_at + 2 * self._table_size) // _PAGE) * _PAGE
+        self._base = 0
+
+    def __enter__(self) -> Stopper:
+        operation = system_call(SYS_MMAP, 0, self._size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        results = self.agent.run([operation])
+        self.agent.check([operation], results)
+        self._base = results[0]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._base:
+            base, self._base = self._base, 0
+            try:
+                self.agent.run([self.release(base)])
+            except NotNow:
+                return  # a few pages stay; the process is gone or would not have us in
+
+    def release(self, base: int) -> Operation:
+        """The operation that gives the table's memory back."""
+        return system_call(SYS_MUNMAP, base, self._size, fatal=False)
+
+    def stop(self, request: StopRequest, timeout: float) -> StopReport:
+        """Make one stop, trying again until it succeeds or the time is up.
+
+        Raises:
+            NotNow: not within ``timeout`` seconds, or not possible; nothing was changed.
+        """
+        self._request = request
+        limit = time.monotonic() + timeout
+        attempt = 0
+        while True:
+            problem = self._attempt(request, attempt)
+            attempt += 1
+            if problem is None:
+                return self._report(attempt)
+            if time.monotonic() > limit or problem.reason.code in ("thread-denied", "thread-halted", "no-such-process", "changed-under-us"):
+                raise problem
+            time.sleep(min(0.002 * 2**attempt, 0.1))
+
+    def _attempt(self, request: StopRequest, attempt: int) -> NotNow | None:
+        agent, process = self.agent, self.agent.process
+        busy = busy_threads(agent)
+        states = process.threads()
+        signal = free_signal(agent, states)
+        choice = [t for t in leaders(states, process.pid) if t.tid not in busy]
+        if not choice:
+            return NotNow(
+                Reason("no-thread", str(process.pid), f"process {process.pid}: no thread is asleep in a system call that can be interrupted")
+            )
+        leader = choice[0]
+        if len(states) + SPARE_ROWS // 2 > self._rows:
+            return NotNow(Reason("too-many-threads", str(process.pid), "threads are created faster than they can be parked"))
+        table_at = self._base + self._tables_at + attempt % 2 * self._table_size
+        self._table = (abi.Thread * self._rows)()
+        self._names = {t.tid: t.name for t in states}
+        self._absent: list[int] = []
+        self._leader = leader.tid
+        self._write_tables(request, states, busy, leader.tid)
+        now = native.time_stamp()
+        rate = ticks_per_us(self._since)
+        patience = 2 ** min(attempt, 3)
+        hold = SLEEPER_LIMIT * patience
+        agent.set(
+            state=abi.State.IDLE,
+            sleepers=0,
+            sleepers_in=0,
+            busy=len(busy),
+            busy_in=0,
+            threads=table_at,
+            thread_count=self._rows,
+            signal=signal,
+            reason=0,
+            reason_tid=0,
+            reason_address=0,
+            busy_limit=int(BUSY_LIMIT * max(1, len(busy)) * patience * 1e6 * rate),
+        )
+        process.write(table_at, bytes(self._table))
+        now = native.time_stamp()
+        process.write(agent.field_address("stamps"), now.to_bytes(8, "little") + bytes(8 * (len(abi.Stamp) - 1)))
+        agent.set(deadline_tsc=int(now + hold * 1e6 * rate), deadline_ns=time.monotonic_ns() + int(hold * 1e9), state=abi.State.STOPPING)
+        self._limit = time.monotonic() + hold
+        problem, visited = self._park(busy, leader.tid, table_at)
+        if problem is None:
+            problem = self._lead(leader.tid, table_at, visited)
+        else:
+            agent.set(state=abi.State.ABORTED)
+        self._settle(table_at, visited)
+        return problem
+
+    def _write_tables(self, request: StopRequest, states: Sequence[ThreadState], busy: frozenset[int], leader: int) -> None:
+        """Everything that the agent reads, but for what changes while threads are being parked."""
+        for index, thread in enumerate([t for t in states if t.tid in busy or t.tid == leader]):
+            self._table[index].tid = thread.tid
+            self._table[index].busy = int(thread.tid in busy)
+        self._used = sum(1 for row in self._table if row.tid)
+        words = [*request.data, *request.code]
+        edits = (abi.Edit * len(words))(*((w.address, w.old, w.new) for w in words))
+        ranges = merge(request.forbidden)
+        watches = (abi.Range * len(ranges))(*ranges)
+        stacks = [(m.start, m.end) for m in self.agent.process.maps() if m.writable and m.readable][: self._maps_room]
+        mappings = (abi.Range * len(stacks))(*stacks)
+        base = self._base
+        self.agent.process.write(base + self._edits_at, bytes(edits))
+        self.agent.process.write(base + self._watches_at, bytes(watches))
+        self.agent.process.write(base + self._stacks_at, bytes(mappings))
+        self.agent.set(
+            edits=base + self._edits_at,
+            edit_count=len(words),
+            sync_count=len(request.data),
+            watches=base + self._watches_at,
+            watch_count=len(ranges),
+            watch_low=ranges[0][0] if ranges else 0,
+            watch_high=ranges[-1][1] if ranges else 0,
+            stacks=base + self._stacks_at,
+            stack_count=len(stacks),
+        )
+
+    def _park(self, busy: frozenset[int], leader: int, table_at: int) -> tuple[NotNow | None, list[int]]:
+        """Send every sleeper to the agent, also those born meanwhile, until none is left that we do not know."""
+        agent, process = self.agent, self.agent.process
+        known = set(busy) | {leader}
+        row_of = {int(row.tid): index for index, row in enumerate(self._table) if row.tid}
+        parked: list[int] = []
+        while True:
+            tids = process.thread_ids()
+            fresh = [tid for tid in tids if tid not in known]
+            if not fresh:
+                break
+            if time.monotonic() > self._limit:
+                return NotNow(
+                    Reason("thread-late", str(fresh[0]), f"process {process.pid}: thread {fresh[0]} could not be parked in time")
+                ), parked
+            for tid in [t for t in fresh if t not in self._names]:
+                state = process.thread(tid)
+                self._names[tid] = state.name if state else ""
+            zombies = [t for t in fresh if (state := process.thread(t)) is None or state.state in "ZX"] if fresh == [process.pid] else []
+            known.update(zombies)
+            self._absent.extend(zombies)
+            visits = (abi.Visit * len(fresh))()
+            for visit, tid in zip(visits, fresh, strict=True):
+                if tid not in row_of:
+                    if self._used == self._rows:
+                        return NotNow(Reason("too-many-threads", str(process.pid), "threads are created faster than they can be parked")), parked
+                    row_of[tid] = self._used
+                    self._used += 1
+                visit.tid, visit.thread = tid, table_at + row_of[tid] * ctypes.sizeof(abi.Thread)
+                process.write(visit.thread, tid.to_bytes(8, "little"))
+            native.redirect(visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)))
+            for visit in visits:
+                if visit.status == abi.VisitStatus.DONE:
+                    known.add(visit.tid)
+                    parked.append(int(visit.tid))
+                elif visit.status == abi.VisitStatus.GONE:
+                    state = process.thread(visit.tid)
+                    if state is not None and state.state in "ZX" and visit.tid == process.pid:
+                        known.add(visit.tid)
+                        self._absent.append(int(visit.tid))
+                elif visit.status == abi.VisitStatus.DENIED:
+                    state = process.thread(visit.tid)
+                    if state is not None and state.state in "ZX":
+                        if visit.tid == process.pid:
+                            known.add(visit.tid)
+                            self._absent.append(int(visit.tid))
+                    else:
+                        return refuse_visit(process.pid, visit), parked
+                elif visit.status != abi.VisitStatus.SIGNALLED:
+                    return refuse_visit(process.pid, visit), parked
+        agent.set(sleepers=len(parked), expected_threads=len(tids))
+        return None, parked
+
+    def _lead(self, leader: int, table_at: int, visited: list[int]) -> NotNow | None:
+        agent = self.agent
+        serial = agent.write_operations([Operation(abi.OpKind.STOP)])
+        row = next(index for index, row in enumerate(self._table) if row.tid == leader)
+        visits = (abi.Visit * 1)()
+        visits[0].tid, visits[0].lead, visits[0].thread = leader, 1, table_at + row * ctypes.sizeof(abi.Thread)
+        native.redirect(visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)))
+        if visits[0].status != abi.VisitStatus.DONE:
+            agent.set(state=abi.State.ABORTED)
+            return refuse_visit(agent.process.pid, visits[0])
+        visited.append(leader)
+        agent.wait(serial, max(self._limit - time.monotonic(), 0) + 2.0)
+        if agent.get("state") == abi.State.COMMITTED:
+            return None
+        return self._aborted()
+
+    def _aborted(self) -> NotNow:
+        """The reason that the agent gives for an aborted stop, in words."""
+        box = self.agent.mailbox()
+        pid = self.agent.process.pid
+        tid = int(box.reason_tid)
+        thread = f"thread {tid} ({self._names.get(tid, '?')})"
+        reason = abi.StopReason(box.reason)
+        if reason is abi.StopReason.ACTIVE:
+            return NotNow(Reason("active", str(tid), self._active(thread, int(box.reason_address))))
+        words = {
+            abi.StopReason.OK: "the stop was given up",
+            abi.StopReason.LATE: f"{thread if tid else 'a thread'} did not arrive in time",
+            abi.StopReason.GONE: f"{thread} ended while it was to be stopped",
+            abi.StopReason.STRANGER: "a thread was created while the others were being stopped",
+            abi.StopReason.MISMATCH: f"the bytes at {box.reason_address:#x} are not what they were a moment ago; something else changes this process",
+            abi.StopReason.NO_TASK_FD: "/proc is not visible in the process, so its threads cannot be counted",
+            abi.StopReason.NO_HANDLER: "the process may not set a signal handler",
+            abi.StopReason.NO_STACK: f"the stack of {thread} could not be found or is too large to be checked",
+        }
+        code = "changed-under-us" if reason is abi.StopReason.MISMATCH else f"stop-{reason.name.lower().replace('_', '-')}"
+        return NotNow(Reason(code, str(tid or pid), f"process {pid}: {words[reason]}"))
+
+    def _active(self, thread: str, address: int) -> str:
+        ranges = sorted(self._request.forbidden, key=lambda f: f.low)
+        index = bisect_right(ranges, address, key=lambda f: f.low) - 1
+        name = next((f.name for f in ranges[max(index, 0) :: -1] if f.low < address < f.high), f"{address:#x}") if ranges else "?"
+        return f"process {self.agent.process.pid}: {thread} is inside {name}, which is to be replaced"
+
+    def _settle(self, table_at: int, visited: Sequence[int]) -> None:
+        """Wait until every thread that we sent to the agent has left it."""
+        process = self.agent.process
+        limit = time.monotonic() + 3.0
+        size = ctypes.sizeof(self._table)
+        while True:
+            self._table = type(self._table).from_buffer_copy(process.read(table_at, size))
+            out = {int(row.tid) for row in self._table if row.released}
+            left = [tid for tid in visited if tid not in out]
+            if not left or time.monotonic() > limit:
+                return
+            alive = set(process.thread_ids())
+            if not any(tid in alive for tid in left):
+                return
+            time.sleep(0.0002)
+
+    def _report(self, attempts: int) -> StopReport:
+        box = self.agent.mailbox()
+        rate = ticks_per_us(self._since)
+        begin = box.stamps[abi.Stamp.BEGIN]
+
+        def since(stamp: int) -> float:
+            return (stamp - begin) / rate
+
+        at = {stamp: since(box.stamps[stamp]) for stamp in abi.Stamp}
+        threads = []
+        for row in self._table:
+            if not row.tid or not row.arrived:
+                continue
+            how = "signal" if row.busy else "leader" if row.tid == self._leader else "redirect"
+            threads.append(
+                ThreadBreak(
+                    int(row.tid),
+                    self._names.get(int(row.tid), ""),
+                    how,
+                    bool(row.busy),
+                    (row.released - row.parked) / rate,
+                    since(row.parked),
+                    since(row.released),
+                )
+            )
+        threads.extend(ThreadBreak(tid, self._names.get(tid, ""), "absent", False, 0.0, 0.0, 0.0) for tid in self._absent)
+        last_out = max((t.released_us for t in threads), default=at[abi.Stamp.RELEASED])
+        phases = {
+            "stop": at[abi.Stamp.PARKED] + (at[abi.Stamp.STOPPED] - at[abi.Stamp.CHECKED]),
+            "check": at[abi.Stamp.CHECKED] - at[abi.Stamp.PARKED],
+            "sync": at[abi.Stamp.SYNCED] - at[abi.Stamp.STOPPED],
+            "replace": at[abi.Stamp.REPLACED] - at[abi.Stamp.SYNCED],
+            "start": last_out - at[abi.Stamp.REPLACED],
+        }
+        return StopReport(phases, tuple(threads), attempts)
+
+
+def merge(ranges: Sequence[Forbidden]) -> list[tuple[int, int]]:
+    """Sorted and disjoint, as the agent's search needs them."""
+    merged: list[tuple[int, int]] = []
+    for item in sorted(ranges, key=lambda r: (r.low, r.high)):
+        if merged and item.low < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], item.high))
+        else:
+            merged.append((item.low, item.high))
+    return merged

@@ -1,0 +1,308 @@
+"""A private Open vSwitch with DPDK: started in a directory of its own, loaded at full speed, removed without a trace.
+
+It shares nothing with another switch on the machine: its sockets and its database are in a temporary directory, its taps
+in a network namespace of its own, its hugepages are on loan and never leave its memory, and DPDK never looks at PCI.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from hotupgrade.errors import NotNow, Reason
+from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.flows import Flow, PortCounters, parse_flows, parse_ports
+from hotupgrade.vswitch.hugepages import hugepages
+from hotupgrade.vswitch.processes import end, spawn, start_time, wait_until
+from hotupgrade.vswitch.statistics import PmdStatistics, Rate, parse_pmd_statistics, rate_between
+
+BRIDGE = "br0"
+HUGEPAGES_BESIDE_MEMORY = 8  # MiB: DPDK asks for a page or two more than what it is told to take
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchOptions:
+    """How a switch is loaded.
+
+    Port ``n`` of the bridge is the DPDK device ``net_null<n-1>``, which delivers packets as fast as they are taken.  With
+    the default rules each pair of ports forwards to one another.
+    """
+
+    ports: int = 2
+    packet_size: int = 64
+    pmd_cores: tuple[int, ...] = ()  # empty: the last core that this process may use
+    main_core: int | None = None  # None: the first core that this process may use
+    memory_mib: int = 256
+    rules: tuple[str, ...] | None = None
+    other_config: Mapping[str, str] | None = None
+    start_timeout: float = 60.0
+    command_timeout: float = 15.0
+
+    def cores(self) -> tuple[int, tuple[int, ...]]:
+        """The main thread's core and those of the polling threads."""
+        usable = sorted(os.sched_getaffinity(0))
+        main = usable[0] if self.main_core is None else self.main_core
+        return main, self.pmd_cores or (usable[-1],)
+
+    def forwarding_rules(self) -> tuple[str, ...]:
+        if self.rules is not None:
+            return self.rules
+        return tuple(
+            f"table=0,priority=10,in_port={port},actions=output:{_partner(port, self.ports)}"
+            for port in range(1, self.ports + 1)
+        )
+
+
+class Switch:
+    """A running switch.  Use it as a context manager; leaving it ends every process and gives back every hugepage.
+
+    Start it in a thread that outlives it: the kernel ends the processes together with that thread.
+    """
+
+    def __init__(self, build: SwitchBuild, options: SwitchOptions | None = None) -> None:
+        self.build = build
+        self.options = options or SwitchOptions()
+        self._resources = ExitStack()
+        self._directory: Path | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # What it is.
+
+    @property
+    def pid(self) -> int:
+        """The process id of ovs-vswitchd."""
+        assert self._daemon is not None, "the switch has not been started"
+        return self._daemon.pid
+
+    @property
+    def directory(self) -> Path:
+        """Where its sockets, its database and its logs are."""
+        assert self._directory is not None, "the switch has not been started"
+        return self._directory
+
+    @property
+    def alive(self) -> bool:
+        return self._daemon is not None and self._daemon.poll() is None
+
+    @property
+    def start_time(self) -> int | None:
+        """When ovs-vswitchd started, in clock ticks since boot; None if it is gone."""
+        return start_time(self.pid)
+
+    def log(self) -> str:
+        """What ovs-vswitchd has logged so far."""
+        return _read(self.directory / "ovs-vswitchd.log") + _read(self.directory / "ovs-vswitchd.out")
+
+    # Talking to it.
+
+    def vsctl(self, *arguments: str) -> str:
+        """Configuration, through the database; returns when the switch has taken it."""
+        timeout = str(int(self.options.command_timeout))
+        database = f"--db=unix:{self.directory / 'db.sock'}"
+        return self._run("ovs-vsctl", f"--timeout={timeout}", database, *arguments)
+
+    def ofctl(self, *arguments: str, text: str | None = None) -> str:
+        """OpenFlow; ``text`` is standard input (``add-flows br0 -``)."""
+        return self._run("ovs-ofctl", *arguments, text=text)
+
+    def appctl(self, *arguments: str) -> str:
+        """A command to the daemon itself."""
+        return self._run("ovs-appctl", f"--target={self._control}", *arguments)
+
+    # Reading it.
+
+    def pmd_statistics(self) -> tuple[PmdStatistics, ...]:
+        """Every polling thread's counters."""
+        return parse_pmd_statistics(self.appctl("dpif-netdev/pmd-stats-show"))
+
+    def rate(self, seconds: float = 1.0) -> Rate:
+        """What the polling threads handle in a window of ``seconds`` from now."""
+        before, begin = self.pmd_statistics(), time.monotonic()
+        time.sleep(seconds)
+        after, finish = self.pmd_statistics(), time.monotonic()
+        return rate_between(before, after, finish - begin)
+
+    def flows(self, bridge: str = BRIDGE) -> tuple[Flow, ...]:
+        """The OpenFlow flows with their counters, sorted, without ages."""
+        return parse_flows(self.ofctl("dump-flows", bridge))
+
+    def port_counters(self, bridge: str = BRIDGE) -> tuple[PortCounters, ...]:
+        return parse_ports(self.ofctl("dump-ports", bridge))
+
+    def bridges(self) -> tuple[str, ...]:
+        return tuple(sorted(self.vsctl("list-br").split()))
+
+    def ports(self) -> tuple[str, ...]:
+        """Every port as ``bridge: name OpenFlow-number/datapath-number (type)``: where packets go, in one word each."""
+        found, bridge = [], ""
+        for line in self.appctl("dpif/show").splitlines():
+            if match := re.match(r"^    (\S+) (\S+): \((\w+)", line):
+                found.append(f"{bridge}: {match[1]} {match[2]} ({match[3]})")
+            elif match := re.match(r"^  (\S+):$", line):
+                bridge = match[1]
+        return tuple(sorted(found))
+
+    def datapath_ids(self) -> dict[str, str]:
+        """Each bridge's OpenFlow datapath id."""
+        return {name: self.vsctl("get", "bridge", name, "datapath_id").strip().strip('"') for name in self.bridges()}
+
+    def threads(self) -> dict[int, str]:
+        """Thread id to name, of the threads that have a name of their own and the main one.
+
+        The C library's helpers for asynchronous I/O come and go each second and carry the process's name.
+        """
+        found = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            name = _read(task / "comm").strip()
+            if name and (name != "ovs-vswitchd" or int(task.name) == self.pid):
+                found[int(task.name)] = name
+        return found
+
+    # Starting and stopping.
+
+    def stop(self) -> None:
+        """End both processes and give everything back; may be called at any time, and again."""
+        self._resources.close()
+        self._daemon = self._server = self._directory = None
+
+    def _start(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="hotupgrade-switch-"))
+        self._resources.callback(shutil.rmtree, self._directory, ignore_errors=True)
+        memory = self.options.memory_mib + HUGEPAGES_BESIDE_MEMORY
+        self._resources.enter_context(hugepages(memory))
+        self._start_database()
+        self._start_daemon()
+        self._add_ports()
+
+    def _start_database(self) -> None:
+        database, socket = self.directory / "conf.db", self.directory / "db.sock"
+        self._run("ovsdb-tool", "create", str(database), str(self.build.schema))
+        self._server = self._spawn("ovsdb-server", str(database), f"--remote=punix:{socket}")
+        wait_until(socket.exists, self.options.start_timeout, "the database's socket")
+        settings = (f"other_config:{key}={value}" for key, value in self._configuration().items())
+        self.vsctl("--no-wait", "init")
+        self.vsctl("--no-wait", "set", "Open_vSwitch", ".", *settings)
+
+    def _start_daemon(self) -> None:
+        database = f"unix:{self.directory / 'db.sock'}"
+        self._daemon = self._spawn("ovs-vswitchd", database, own_network=True)
+        # DPDK loads 200 drivers first: from a cold disk that takes ten seconds.
+        wait_until(self._is_ready, self.options.start_timeout, "ovs-vswitchd to start DPDK", pause=0.1)
+
+    def _add_ports(self) -> None:
+        self.vsctl("add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev", "fail-mode=secure")
+        # The rules come first: a port delivers at full speed from its first moment.
+        if self.options.forwarding_rules():
+            self.ofctl("add-flows", BRIDGE, "-", text="\n".join(self.options.forwarding_rules()) + "\n")
+        words: list[str] = []
+        for number in range(1, self.options.ports + 1):
+            device = f"net_null{number - 1},size={self.options.packet_size}"
+            words += ["--", "add-port", BRIDGE, f"null{number}", "--", "set", "interface", f"null{number}"]
+            words += ["type=dpdk", f'options:dpdk-devargs="{device}"', f"ofport_request={number}"]
+        self.vsctl(*words[1:])
+        self._check_interfaces()
+
+    def _check_interfaces(self) -> None:
+        errors = self.vsctl("--bare", "--columns=name,error", "find", "interface", "error!=[]").strip()
+        if errors:
+            raise NotNow(Reason("switch", "ports", f"the switch could not add its ports: {' '.join(errors.split())}"))
+
+    def _configuration(self) -> dict[str, str]:
+        main, polling = self.options.cores()
+        return {
+            "dpdk-init": "true",
+            # --no-pci: no device of the machine is ever touched.  --in-memory: nothing is left in a file system.
+            "dpdk-extra": f'"--no-pci --no-telemetry --in-memory --file-prefix=hotupgrade-{os.getpid()}"',
+            "dpdk-socket-mem": str(self.options.memory_mib),
+            "dpdk-lcore-mask": hex(1 << main),
+            "pmd-cpu-mask": hex(sum(1 << core for core in polling)),
+            "per-port-memory": "true",  # a pool of packets for each port and no larger than it needs
+            **(self.options.other_config or {}),
+        }
+
+    def _is_ready(self) -> bool:
+        assert self._daemon is not None
+        if self._daemon.poll() is not None:
+            raise NotNow(Reason("switch", "ovs-vswitchd", f"ovs-vswitchd ended while starting:\n{_tail(self.log())}"))
+        return self._control.exists() and self.vsctl("get", "Open_vSwitch", ".", "dpdk_initialized").strip() == "true"
+
+    @property
+    def _control(self) -> Path:
+        return self.directory / "ovs-vswitchd.ctl"
+
+    def _spawn(self, name: str, *arguments: str, own_network: bool = False) -> subprocess.Popen[bytes]:
+        command = [
+            str(self.build.program(name)),
+            *arguments,
+            "--no-chdir",
+            f"--pidfile={self.directory / name}.pid",
+            f"--unixctl={self.directory / name}.ctl",
+            f"--log-file={self.directory / name}.log",
+            "-vconsole:off",
+            "-vsyslog:off",
+        ]
+        with (self.directory / f"{name}.out").open("wb") as output:
+            environment = self.build.environment(self.directory)
+            process = spawn(command, environment, output, own_network=own_network)
+        self._resources.callback(end, process)
+        return process
+
+    def _run(self, name: str, *arguments: str, text: str | None = None) -> str:
+        command = [str(self.build.program(name)), *arguments]
+        try:
+            done = subprocess.run(
+                command,
+                env=self.build.environment(self.directory),
+                input=text or "",
+                capture_output=True,
+                text=True,
+                timeout=self.options.command_timeout,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise NotNow(_failure(name, arguments, f"no answer within {error.timeout:g} s")) from None
+        if done.returncode != 0:
+            raise NotNow(_failure(name, arguments, done.stderr.strip() or f"exit code {done.returncode}"))
+        return done.stdout
+
+
+def _failure(name: str, arguments: Sequence[str], words: str) -> Reason:
+    shown = " ".join(argument for argument in arguments if not argument.startswith(("--db=", "--target=", "--timeout=")))
+    return Reason("switch", name, f"{name} {shown}: {words}")
+
+
+def _partner(port: int, ports: int) -> int:
+    """1 and 2 forward to one another, 3 and 4, and so on; a port that is left over sends back to the first."""
+    partner = port + 1 if port % 2 else port - 1
+    return partner if partner <= ports else 1
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _tail(text: str, lines: int = 15) -> str:
+    return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,226 @@
+/* Workers: threads that call into the library under test again and again, each in a way that makes an upgrade
+ * difficult.
+ *
+ * A worker notes how often the answer changed: once for each switch, if every call ran either wholly the old or wholly
+ * the new code. */
+
+#define _GNU_SOURCE
+#include "host.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+extern char **environ;
+
+enum { MOST_WORKERS = 160, MOST_VALUES = 6, SMALL_STACK = 16384 };
+
+struct worker {
+    const char *way;
+    void (*call)(struct worker *);
+    function *f;
+    long argument;
+    int pause; /* > 0: milliseconds; < 0: turns of an empty loop; 0: none */
+    atomic_ulong calls, changes, failures;
+    atomic_long last;
+    long values[MOST_VALUES]; /* the different answers, in order of appearance */
+    atomic_int n_values;
+    pthread_t thread;
+};
+
+static struct worker workers[MOST_WORKERS];
+static int n_workers;
+static atomic_bool stopping;
+
+static void note(struct worker *worker, long value)
+{
+    if (worker->calls && value == worker->last) {
+        worker->calls++;
+        return;
+    }
+    worker->changes += worker->calls > 0;
+    worker->last = value;
+    int known = 0;
+    while (known < worker->n_values && worker->values[known] != value) {
+        known++;
+    }
+    if (known == worker->n_values && known < MOST_VALUES) {
+        worker->values[known] = value;
+        worker->n_values++;
+    }
+    worker->calls++;
+}
+
+static void call_plainly(struct worker *worker)
+{
+    note(worker, worker->f(worker->argument));
+}
+
+/* A new thread for every call. */
+
+static void *call_once(void *argument)
+{
+    struct worker *worker = argument;
+    return (void *)worker->f(worker->argument);
+}
+
+static void call_in_new_threads(struct worker *worker)
+{
+    pthread_t threads[3];
+    size_t n = 0;
+    while (n < LENGTH(threads) && !pthread_create(&threads[n], NULL, call_once, worker)) {
+        n++;
+    }
+    worker->failures += n < LENGTH(threads);
+    for (size_t i = 0; i < n; i++) {
+        void *value;
+        pthread_join(threads[i], &value);
+        atomic_fetch_add(&worker->calls, 1);
+        atomic_store(&worker->last, (long)value);
+    }
+}
+
+/* A new process for every call, forked and spawned in turns. */
+
+static bool ended_well(pid_t pid)
+{
+    int status;
+    while (waitpid(pid, &status, 0) < 0) {
+        if (errno != EINTR) {
+            return false;
+        }
+    }
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+static void call_in_new_process(struct worker *worker)
+{
+    char *arguments[] = {"true", NULL};
+    pid_t pid;
+    if (worker->calls % 4 == 3) {
+        if (posix_spawnp(&pid, "true", NULL, NULL, arguments, environ) || !ended_well(pid)) {
+            worker->failures++;
+        }
+        worker->calls++;
+        return;
+    }
+    long expected = worker->f(worker->argument);
+    pid = fork();
+    if (pid == 0) {
+        long value = worker->f(worker->argument);
+        /* the code may have changed between the two calls: any value that is an answer at all is sound */
+        _exit(value == 0 && expected != 0);
+    }
+    if (pid < 0 || !ended_well(pid)) {
+        worker->failures++;
+    }
+    note(worker, expected);
+}
+
+/* From a signal handler on its own stack, in which the thread spends most of its time. */
+
+static _Thread_local struct worker *me;
+
+static void handle(int signal)
+{
+    (void)signal;
+    call_plainly(me);
+    nanosleep(&(struct timespec){0, 2000000}, NULL);
+}
+
+static void call_from_signal_stack(struct worker *worker)
+{
+    if (!me) {
+        me = worker;
+        stack_t stack = {.ss_sp = malloc(65536), .ss_size = 65536};
+        struct sigaction action = {.sa_handler = handle, .sa_flags = SA_ONSTACK};
+        if (sigaltstack(&stack, NULL) || sigaction(SIGUSR1, &action, NULL)) {
+            die("sigaltstack");
+        }
+    }
+    raise(SIGUSR1);
+}
+
+static void *worker_main(void *argument)
+{
+    struct worker *worker = argument;
+    if (!strcmp(worker->way, "blocked")) {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_BLOCK, &all, NULL);
+    }
+    while (!stopping) {
+        worker->call(worker);
+        for (volatile int turn = worker->pause; turn < 0; turn++) {
+        }
+        if (worker->pause > 0) {
+            nanosleep(&(struct timespec){0, worker->pause * 1000000L}, NULL);
+        }
+    }
+    return NULL;
+}
+
+void start_workers(const char *way, int count, function *f, long argument, int pause)
+{
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    if (!strcmp(way, "small")) {
+        pthread_attr_setstacksize(&attributes, SMALL_STACK);
+    }
+    for (int i = 0; i < count && n_workers < MOST_WORKERS; i++) {
+        struct worker *worker = &workers[n_workers++];
+        memset(worker, 0, sizeof *worker);
+        worker->way = strdup(way);
+        worker->call = !strcmp(way, "churn")      ? call_in_new_threads
+                       : !strcmp(way, "fork")     ? call_in_new_process
+                       : !strcmp(way, "altstack") ? call_from_signal_stack
+                                                  : call_plainly;
+        worker->f = f;
+        worker->argument = argument;
+        worker->pause = pause;
+        worker->thread = start(&attributes, worker_main, worker, way);
+    }
+    pthread_attr_destroy(&attributes);
+    say("workers=%d", n_workers);
+}
+
+void report_workers(void)
+{
+    unsigned long calls = 0, least = -1ul, most_changes = 0, failures = 0;
+    char last[1024] = "", values[1024] = "";
+    for (int i = 0; i < n_workers; i++) {
+        struct worker *worker = &workers[i];
+        unsigned long mine = worker->calls;
+        calls += mine;
+        least = mine < least ? mine : least;
+        most_changes = worker->changes > most_changes ? worker->changes : most_changes;
+        failures += worker->failures;
+        if (i < 16) {
+            snprintf(last + strlen(last), sizeof last - strlen(last), "%s%ld", i ? "," : "", (long)worker->last);
+            for (int v = 0; v < worker->n_values; v++) {
+                snprintf(values + strlen(values), sizeof values - strlen(values), "%s%ld", *values ? "," : "",
+                         worker->values[v]);
+            }
+        }
+    }
+    say("workers=%d calls=%lu least=%lu changes=%lu failures=%lu last=%s values=%s", n_workers, calls, least,
+        most_changes, failures, last, values);
+}
+
+void stop_workers(void)
+{
+    stopping = true;
+    for (int i = 0; i < n_workers; i++) {
+        pthread_join(workers[i].thread, NULL);
+    }
+    stopping = false;
+    n_workers = 0;
+    say("workers=0");
+}

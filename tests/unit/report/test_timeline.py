@@ -1,0 +1,95 @@
+"""The picture: it is drawn for every document, it is to scale, and many threads stay readable."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hotupgrade.report import timeline
+from unit.report import samples
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    head = picture.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", head[16:24])
+    return width, height
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        samples.upgrade(),
+        samples.upgrade(sleepers=0, busy=4),
+        samples.upgrade(sleepers=5, busy=0),
+        samples.upgrade(stop=6000.0),
+        {},
+        {"outcome": "refused", "reasons": [{"text": "table changed its size"}]},
+        {"threads": [None, 3, {"name": "x"}, samples.thread("y", 1.0, 0.5)], "phases_us": {"stop": "soon"}},
+        {"threads": [samples.thread("$alpha_{x}$ & <b>", -2.0, 3.0)]},
+        {"phases_us": {"stop": 0.0}},
+    ],
+)
+def test_every_document_gets_a_picture(document: dict[str, Any], tmp_path: Path) -> None:
+    timeline.draw(document, tmp_path / "below" / "picture.png")
+    width, height = size_of(tmp_path / "below" / "picture.png")
+    assert width > 1000
+    assert height > 150
+
+
+def test_many_threads_need_no_more_room_than_a_block(tmp_path: Path) -> None:
+    timeline.draw(samples.upgrade(sleepers=128), tmp_path / "128.png")
+    timeline.draw(samples.upgrade(sleepers=1000, busy=64), tmp_path / "1000.png")
+    assert size_of(tmp_path / "128.png")[1] < 1200
+    assert size_of(tmp_path / "1000.png")[1] < 1400
+
+
+def test_a_block_names_the_kinds_and_the_longest_break() -> None:
+    bars = timeline._bars(samples.upgrade(sleepers=128))
+    lines = timeline._rows(bars)
+    assert [len(line.bars) for line in lines] == [1, 128]
+    assert timeline._left_words(lines[1]) == "128 threads asleep\nhandler"
+    assert "longest 52.0 µs" in timeline._right_words(lines[1])
+
+
+def test_busy_threads_come_first_and_say_so() -> None:
+    lines = timeline._rows(timeline._bars(samples.upgrade()))
+    assert lines[0].busy
+    assert timeline._right_words(lines[0]) == "18.0 µs  busy, by signal"
+    assert timeline._right_words(lines[1]).endswith("asleep, by signal")
+
+
+def test_phases_follow_one_another_without_prepare_and_cleanup() -> None:
+    phases = timeline._phases(samples.upgrade())
+    assert [name for name, _, _ in phases] == ["stop", "check", "sync", "replace", "start"]
+    assert phases[0][1:] == (0.0, 40.0)
+    assert all(before[2] == after[1] for before, after in zip(phases, phases[1:], strict=False))
+
+
+def test_a_hairline_is_enlarged_and_a_bar_is_not() -> None:
+    busy = [bar for bar in timeline._bars(samples.upgrade(stop=6000.0)) if bar.busy]
+    limits = timeline._enlarged(busy, 6015.0)
+    assert limits is not None
+    assert limits[0] < busy[0].parked < busy[0].released < limits[1]
+    assert timeline._enlarged(busy, 60.0) is None
+    assert timeline._enlarged([], 6015.0) is None
+
+
+def test_absent_threads_are_named_not_drawn() -> None:
+    document = samples.upgrade()
+    document["threads"].append(
+        {"tid": 9, "name": "aio", "how": "absent", "busy": False, "parked_us": 0, "released_us": 1}
+    )
+    document["attempts"] = 3
+    assert all(bar.name != "aio" for bar in timeline._bars(document))
+    assert "aio" in timeline._footer(document)
+    assert "last of 3 stops" in timeline._footer(document)
+
+
+def test_a_rollback_is_called_one() -> None:
+    document = samples.upgrade() | {"command": "rollback"}
+    assert timeline._title(document) == "libsample.so.1 rolled back in switch, live"
+    assert timeline._title(samples.upgrade()) == "libsample.so.1 upgraded in switch, live"
