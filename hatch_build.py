@@ -14,7 +14,7 @@ class NativeBuildHook(BuildHookInterface[Any]):
 
     PLUGIN_NAME = "custom"
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 (hatchling names it)
         """Compile before the files are collected, and say for which machines the result is."""
         if self.target_name != "wheel":
             return

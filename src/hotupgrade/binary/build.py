@@ -2,116 +2,237 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import os
+import stat
+from functools import cached_property
 from pathlib import Path
 
-from hotupgrade.binary.model import (
-    DynamicRelocations,
-    DynamicSymbol,
-    Entities,
-    Flags,
-    I32,
-    References,
-    Section,
-    Segment,
-    Slot,
+import numpy as np
+import numpy.typing as npt
+
+from hotupgrade.binary import code
+from hotupgrade.binary.code import CodeFacts, JumpTable
+from hotupgrade.binary.elf import (
+    DF_1_NOW,
+    DF_1_PIE,
+    DF_BIND_NOW,
+    DF_SYMBOLIC,
+    DF_TEXTREL,
+    SHF_ALLOC,
+    SHF_TLS,
+    Dt,
+    ElfFile,
 )
+from hotupgrade.binary.model import I32, U8, Flags, Kind, References, Section
+from hotupgrade.binary.relocations import (
+    Relocation,
+    array_of_functions,
+    read_code_records,
+    read_dynamic_relocations,
+    read_plt,
+    read_slots,
+)
+from hotupgrade.binary.spans import SpanMap, span_map
+from hotupgrade.binary.symbols import dynamic_strings, read_dynamic_symbols, read_symbols
+from hotupgrade.errors import Reason, Refused
 
+__all__ = ["Build", "JumpTable"]
 
-@dataclass(frozen=True, slots=True)
-class JumpTable:
-    """A switch table in anonymous read-only data: ``count`` int32 entries, each ``target - vaddr``.
-
-    The function that owns the table and every function that an entry points into must run from the same image.
-    """
-
-    vaddr: int
-    count: int
-    function: int  # row of Entities whose code names the table
-    targets: tuple[int, ...]  # rows of Entities that entries point into (the function itself, its .cold part)
+MAX_FILE = 4 << 30
 
 
 class Build:
-    """SIGNATURES ONLY FOR NOW: everything is read eagerly except what says "lazy".  Equality is identity."""
+    """A shared library or position-independent executable.  Everything is read at once but for what says "lazy".
 
-    path: Path | None
-    label: str  # for messages: the path, or what the caller of from_bytes said
-    data: bytes  # the whole file
-    build_id: str  # hex of NT_GNU_BUILD_ID; "sha1-" + hex of the file's digest when there is none
-    soname: str
-    executable: bool  # a position-independent executable, not a shared library
-    entry: int  # e_entry
-    segments: tuple[Segment, ...]  # PT_LOAD, ascending
-    tls: Segment | None
-    relro: tuple[int, int] | None  # vaddr range [low, high), page-rounded at the high end as the loader does
-    sections: Mapping[str, Section]  # allocated and not; the first of a name wins
-    eh_frame: tuple[int, int] | None  # (vaddr, size)
-    span: int  # bytes from vaddr 0 to the end of the last PT_LOAD, rounded up to a page
-    entities: Entities
-    by_name: Mapping[str, int]  # global names -> row ("foo" for foo@@V; "foo@V" for a non-default version)
-    extent: I32  # per row: the bytes a function occupies (its size, or up to the next symbol when that is 0)
-    dynamic_relocations: DynamicRelocations  # includes DT_RELR entries, as R_X86_64_RELATIVE with explicit addends
-    dynamic_symbols: tuple[DynamicSymbol, ...]  # index = symbol number of the relocations
-    needed: tuple[str, ...]
-    init: int | None  # DT_INIT
-    fini: int | None  # DT_FINI
-    init_array: tuple[int, ...]  # vaddrs of the constructors in the order in which they run
-    fini_array: tuple[int, ...]
-    bind_now: bool
-    symbolic: bool
-    text_relocations: bool
-    has_relocation_records: bool  # linked with --emit-relocs: .rela.text is there
-    slots: tuple[Slot, ...]  # every 8-byte word of .got and .got.plt, sorted by vaddr
-    plt_slot: Mapping[int, int]  # vaddr of a PLT stub -> index into slots
-    marks: Mapping[int, tuple[str, ...]]  # vaddr -> names that the linker defined there (__TMC_END__, _edata, ...)
+    Two builds are equal only if they are the same object; compare ``build_id`` for more.
+    """
+
+    def __init__(self, data: bytes, label: str, path: Path | None = None) -> None:
+        elf = ElfFile(data, label)
+        self._elf = elf
+        self.path = path
+        self.label = label  # for messages: the path, or what the caller of from_bytes said
+        self.data = data  # the whole file
+        self.image: U8 = elf.image  # link space from vaddr 0, zeros where the file has nothing; read-only
+        self.build_id = elf.build_id() or f"sha1-{hashlib.sha1(data, usedforsecurity=False).hexdigest()}"
+        self.entry = elf.entry
+        self.segments = elf.segments  # PT_LOAD, ascending
+        self.tls = elf.tls
+        self.relro = elf.relro  # vaddr range [low, high) as the loader protects it, whole pages at the high end
+        self.sections = elf.sections  # the first of a name wins
+        self.span = elf.span  # bytes from vaddr 0 to the end of the last PT_LOAD, rounded up to a page
+        self.executable = elf.has_interpreter or bool(elf.tag(Dt.FLAGS_1, 0) & DF_1_PIE)
+        flags, flags_1 = elf.tag(Dt.FLAGS, 0), elf.tag(Dt.FLAGS_1, 0)
+        self.bind_now = bool(flags & DF_BIND_NOW or flags_1 & DF_1_NOW or Dt.BIND_NOW in elf.dynamic)
+        self.symbolic = bool(flags & DF_SYMBOLIC or Dt.SYMBOLIC in elf.dynamic)
+        self.text_relocations = bool(flags & DF_TEXTREL or Dt.TEXTREL in elf.dynamic)
+        self.dynamic_symbols = read_dynamic_symbols(elf)  # index = symbol number of the relocations
+        self.dynamic_relocations = read_dynamic_relocations(elf, len(self.dynamic_symbols))
+        self.needed = self._dynamic_strings(Dt.NEEDED)
+        self.soname = "".join(self._dynamic_strings(Dt.SONAME)[:1])
+        self.init = self._optional(Dt.INIT)
+        self.fini = self._optional(Dt.FINI)
+        self.init_array = self._functions(Dt.INIT_ARRAY, Dt.INIT_ARRAYSZ)  # in the order in which they run
+        self.fini_array = self._functions(Dt.FINI_ARRAY, Dt.FINI_ARRAYSZ)
+        symbols = read_symbols(elf, self.dynamic_symbols)
+        self.entities = symbols.entities
+        self.by_name = symbols.by_name  # global names -> row ("foo" for foo@@V, "foo@V" for another version)
+        self.marks = symbols.marks  # vaddr -> names that the linker invented there (__TMC_END__, _edata, ...)
+        self.extent: I32 = symbols.extent  # per row: its size; for a function without one, up to the next symbol
+        self.slots = read_slots(elf, self.dynamic_relocations, self.dynamic_symbols)  # words of .got and .got.plt
+        self.plt_slot = read_plt(elf, self.slots)  # vaddr of a PLT stub -> index into slots
+        frame = self.sections.get(".eh_frame")
+        self.eh_frame = (frame.vaddr, frame.size) if frame and frame.size and frame.vaddr else None
+        # Linked with --emit-relocs: only then thread-local offsets in the code are known.
+        self._tls_records = read_code_records(elf, Relocation.DTPOFF32)
+        self.has_relocation_records = self._tls_records is not None
+        self._facts: CodeFacts | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> Build:
-        """Reads a file through one descriptor, whole.  Raises Refused."""
-        raise NotImplementedError
+        """Reads a file, whole, through one descriptor: what happens to the path afterwards does not matter."""
+        return cls(_read_file(path), os.fspath(path), Path(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, label: str) -> Build:
-        raise NotImplementedError
+        return cls(data, label)
+
+    def __repr__(self) -> str:
+        return f"<Build {self.label} {self.build_id[:12]}>"
+
+    # Reading
 
     def read(self, vaddr: int, size: int) -> bytes:
-        """Link-space contents: file bytes, zeros for .bss and between segments.  Raises Refused outside [0, span)."""
-        raise NotImplementedError
+        """Link-space contents: file bytes, zeros for .bss and between segments."""
+        if vaddr < 0 or size < 0 or vaddr + size > self.span:
+            self._elf.corrupt(f"something refers to {size} bytes at {vaddr:#x}, outside the segments")
+        return self.image[vaddr : vaddr + size].tobytes()
 
     def row_at(self, vaddr: int) -> int | None:
-        """The row (never TLS) whose [address, address + max(size, 1)) holds this vaddr; None if there is none."""
-        raise NotImplementedError
+        """The row (never thread-local) that occupies this vaddr; a row without size occupies one byte."""
+        return self.row_spans.find_one(vaddr)
 
     def slot_at(self, vaddr: int) -> int | None:
         """Index into ``slots``."""
-        raise NotImplementedError
+        return self._slot_index.get(vaddr)
 
     def section_at(self, vaddr: int) -> Section | None:
         """The allocated section that holds this vaddr."""
-        raise NotImplementedError
+        for section in self.sections.values():
+            tls_bss = section.flags & SHF_TLS and section.type == 8  # takes no room in the image
+            if section.flags & SHF_ALLOC and not tls_bss and 0 <= vaddr - section.vaddr < section.size:
+                return section
+        return None
+
+    # Lazy: address maps
+
+    @cached_property
+    def row_spans(self) -> SpanMap:
+        fixed = np.flatnonzero(self.entities.kind != Kind.TLS).astype(np.int32)
+        start = self.entities.address[fixed].astype(np.int64)
+        return span_map(start, start + np.maximum(self.extent[fixed], 1), fixed)
+
+    @cached_property
+    def function_spans(self) -> SpanMap:
+        rows = np.flatnonzero(self.entities.kind == Kind.FUNCTION).astype(np.int32)
+        start = self.entities.address[rows].astype(np.int64)
+        return span_map(start, np.minimum(start + self.extent[rows], self.span), rows)
+
+    @cached_property
+    def _slot_index(self) -> dict[int, int]:
+        return {slot.vaddr: index for index, slot in enumerate(self.slots)}
+
+    # Lazy: what the code says
+
+    @property
+    def facts(self) -> CodeFacts:
+        """Disassembles every function, once."""
+        if self._facts is None:
+            self._facts = code.read_code(self, self._tls_records)
+        return self._facts
+
+    def adopt(self, facts: CodeFacts) -> None:
+        """Takes over what an earlier run found in the same build (from the cache)."""
+        self._facts = facts
 
     @property
     def references(self) -> References:
-        """Lazy: disassembles every function once."""
-        raise NotImplementedError
+        return self.facts.references
 
     @property
     def access(self) -> I32:
-        """Lazy, parallel to ``references``: bytes that a MEMORY reference reads or writes; 0 for the other forms."""
-        raise NotImplementedError
+        """Parallel to ``references``: bytes that a MEMORY reference reads or writes; 0 for the other forms."""
+        return self.facts.access
 
     @property
-    def taken(self) -> Flags:
-        """Lazy, per row: a function whose address is taken (lea, data word, GOT slot, loader); True for no other kind."""
-        raise NotImplementedError
-
-    @property
-    def plain(self) -> Flags:
-        """Lazy, per row: a function that follows the plain ABI (exported, or taken)."""
-        raise NotImplementedError
+    def undecodable(self) -> frozenset[int]:
+        """Rows of functions that hold bytes which are no instruction: their references cannot be trusted."""
+        return self.facts.undecodable
 
     @property
     def jump_tables(self) -> tuple[JumpTable, ...]:
-        """Lazy, sorted by vaddr."""
-        raise NotImplementedError
+        """Sorted by vaddr."""
+        return self.facts.jump_tables
+
+    @cached_property
+    def taken(self) -> Flags:
+        """Per row: a function whose address is taken (lea, data word, GOT slot, loader).  A call is no taking."""
+        return code.address_taken(self)
+
+    @cached_property
+    def plain(self) -> Flags:
+        """Per row: a function that follows the plain ABI, because callers that the compiler did not see may exist."""
+        plain: Flags = (self.entities.exported | self.taken) & (self.entities.kind == Kind.FUNCTION)
+        return plain
+
+    @cached_property
+    def boundaries(self) -> npt.NDArray[np.int64]:
+        """Ascending vaddrs at which a piece of anonymous data ends at the latest."""
+        return code.boundaries(self)
+
+    # Parts of reading the dynamic table
+
+    def _optional(self, tag: Dt) -> int | None:
+        return self._elf.tag(tag, 0) or None
+
+    def _dynamic_strings(self, tag: Dt) -> tuple[str, ...]:
+        offsets = self._elf.dynamic.get(tag, ())
+        if not offsets:
+            return ()
+        blob = dynamic_strings(self._elf)
+        if max(offsets) >= len(blob):
+            self._elf.corrupt("a name in the dynamic table lies outside its string table")
+        return self._elf.strings(blob, np.array(offsets, np.int64), "a name in the dynamic table")
+
+    def _functions(self, start: Dt, size: Dt) -> tuple[int, ...]:
+        return array_of_functions(
+            self._elf,
+            self.dynamic_relocations,
+            self.dynamic_symbols,
+            self._elf.tag(start, 0),
+            self._elf.tag(size, 0),
+        )
+
+
+def _read_file(path: Path | str) -> bytes:
+    label = os.fspath(path)
+    try:
+        # O_NONBLOCK: opening a named pipe must not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        text = f"{label} cannot be read: {what}; name a shared library or an executable"
+        raise Refused(Reason("unreadable", label, text)) from error
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            text = f"{label} is not a regular file; name a shared library or an executable"
+            raise Refused(Reason("not-a-file", label, text))
+        if status.st_size > MAX_FILE:
+            raise Refused(Reason("too-large", label, f"{label} is larger than 4 GiB; no module to upgrade is"))
+        try:
+            return file.readall() or b""
+        except OSError as error:
+            text = f"{label} cannot be read: {error.strerror}; take a good copy of it"
+            raise Refused(Reason("unreadable", label, text)) from error

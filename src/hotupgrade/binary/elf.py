@@ -103,12 +103,11 @@ class SectionType(enum.IntEnum):
     PREINIT_ARRAY = 16
 
 
-class SectionFlag(enum.IntFlag):
-    WRITE = 1
-    ALLOC = 2
-    EXECINSTR = 4
-    TLS = 0x400
-    COMPRESSED = 0x800
+# Section flags are plain numbers: NumPy takes those as the type of the array they are combined with.
+SHF_WRITE = 1
+SHF_ALLOC = 2
+SHF_EXECINSTR = 4
+SHF_TLS = 0x400
 
 
 class Dt(enum.IntEnum):
@@ -382,7 +381,7 @@ class ElfFile:
             self.corrupt(f"{what} lies outside its string table")
         stops = ends[at]
         # Offsets may all point into one long string: bound what is copied by what an honest table could hold.
-        if int((stops - offsets.astype(np.int64)).sum()) > 16 * len(blob) + 65536:
+        if int((stops - offsets.astype(np.int64)).sum()) > 16 * len(blob) + 64 * len(offsets) + 65536:
             self.corrupt("a string table is overlapped beyond reason")
         pairs = zip(offsets.tolist(), stops.tolist(), strict=True)
         return tuple([blob[start:stop].decode("utf-8", "backslashreplace") for start, stop in pairs])
@@ -403,7 +402,7 @@ def find_build_id(notes: bytes, alignment: int) -> str | None:
     while at + 12 <= len(notes):
         name_size, size, kind = np.frombuffer(notes, "<u4", 3, at).tolist()
         name_at = at + 12
-        content_at = name_at + -(-name_size // alignment) * alignment if alignment == 4 else -(-(name_at + name_size) // 8) * 8
+        content_at = -(-(name_at + name_size) // alignment) * alignment
         end = content_at + size
         if end > len(notes):
             return None

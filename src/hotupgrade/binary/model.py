@@ -86,6 +86,7 @@ class Form(enum.IntEnum):
     CALL_MEMORY = 6  # call *disp32(%rip)
     JUMP_MEMORY = 7  # jmp *disp32(%rip)
     DTPOFF = 8  # disp32 holding a TLS offset within the module's block (only known from relocation records)
+    SHORT = 9  # jmp/jcc rel8 to a neighbouring function: the field is one byte and cannot be re-pointed elsewhere
 
 
 class TargetKind(enum.IntEnum):
@@ -102,8 +103,9 @@ class TargetKind(enum.IntEnum):
 class References:
     """Every place in the code that names an address outside its own function; sorted by ``position``.
 
-    The four bytes at ``position`` are a displacement; the address named is ``following + displacement`` (for
-    Form.DTPOFF: the displacement itself, a TLS offset).
+    The four bytes at ``position`` (one byte for Form.SHORT) are a displacement; the address named is ``following +
+    displacement`` (for Form.DTPOFF: the displacement itself, a TLS offset; ``following`` then is the end of the field).
+    A ``lea`` of the function's own start is here too: it takes an address.
     """
 
     position: U64  # vaddr of the 4-byte field

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def number(document: object, *keys: str) -> float | None:
     found = _below(document, keys)
     if isinstance(found, bool) or not isinstance(found, int | float):
         return None
-    return float(found) if found == found and abs(found) != float("inf") else None
+    return float(found) if math.isfinite(found) else None
 
 
 def text(document: object, *keys: str, default: str = "") -> str:

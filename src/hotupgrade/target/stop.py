@@ -15,29 +15,16 @@ from dataclasses import dataclass
 
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.target import abi, native
-from hotupgrade.target.agent import (
-    MAP_ANONYMOUS,
-    MAP_PRIVATE,
-    PROT_READ,
-    PROT_WRITE,
-    SYS_MMAP,
-    SYS_MUNMAP,
-    VISIT_TIMEOUT_US,
-    Agent,
-    Operation,
-    leaders,
-    refuse_visit,
-    system_call,
-)
+from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, leaders, refuse_visit
 from hotupgrade.target.clock import Reading, ticks_per_us
 from hotupgrade.target.process import ThreadState
+from hotupgrade.target.scratch import Scratch
 
 #: How long one attempt may hold sleepers, and busy threads, in seconds; doubled with each attempt up to eightfold.
 SLEEPER_LIMIT, BUSY_LIMIT = 0.25, 0.01
 #: Room for threads that are born while the others are being parked.
 SPARE_ROWS = 64
-
-_PAGE = 4096
+_SPARE_MAPPINGS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,41 +118,31 @@ def free_signal(agent: Agent, threads: Iterable[ThreadState]) -> int:
     )
 
 
-class Stopper:
-    """Makes stops in one process.  Use as a context manager: it holds a table in the target's memory meanwhile."""
+def table_size(threads: int, mappings: int, words: int, forbidden: int) -> int:
+    """Bytes of working memory that stops with these numbers need."""
+    rows = threads * 2 + SPARE_ROWS
+    sizes = (
+        2 * rows * ctypes.sizeof(abi.Thread),
+        (mappings + _SPARE_MAPPINGS) * ctypes.sizeof(abi.Range),
+        words * ctypes.sizeof(abi.Edit),
+        (forbidden + 1) * ctypes.sizeof(abi.Range),
+    )
+    return sum(sizes) + 64 * (len(sizes) + 1)
 
-    def __init__(self, agent: Agent, since: Reading, words: int, forbidden: int) -> None:
+
+class Stopper:
+    """Makes stops in one process, with tables in working memory of the target (see :func:`table_size`)."""
+
+    def __init__(self, agent: Agent, since: Reading, scratch: Scratch, words: int, forbidden: int) -> None:
         self.agent = agent
         self._since = since
         self._rows = len(agent.process.thread_ids()) * 2 + SPARE_ROWS
-        self._maps_room = len(agent.process.maps()) + 256
-        self._edits_at = 0
-        self._watches_at = self._edits_at + words * ctypes.sizeof(abi.Edit)
-        self._stacks_at = self._watches_at + (forbidden + 1) * ctypes.sizeof(abi.Range)
-        end = self._stacks_at + self._maps_room * ctypes.sizeof(abi.Range)
-        self._tables_at = -(-end // 64) * 64
-        self._table_size = self._rows * ctypes.sizeof(abi.Thread)
-        self._size = -(-(self._tables_at + 2 * self._table_size) // _PAGE) * _PAGE
-        self._base = 0
-
-    def __enter__(self) -> Stopper:
-        operation = system_call(SYS_MMAP, 0, self._size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        results = self.agent.run([operation])
-        self.agent.check([operation], results)
-        self._base = results[0]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._base:
-            base, self._base = self._base, 0
-            try:
-                self.agent.run([self.release(base)])
-            except NotNow:
-                return  # a few pages stay; the process is gone or would not have us in
-
-    def release(self, base: int) -> Operation:
-        """The operation that gives the table's memory back."""
-        return system_call(SYS_MUNMAP, base, self._size, fatal=False)
+        self._most_mappings = len(agent.process.maps()) + _SPARE_MAPPINGS // 2
+        self._edits_at = scratch.reserve(words * ctypes.sizeof(abi.Edit))
+        self._watches_at = scratch.reserve((forbidden + 1) * ctypes.sizeof(abi.Range))
+        self._stacks_at = scratch.reserve(self._most_mappings * ctypes.sizeof(abi.Range))
+        # Attempts take turns with two tables, so that a thread that comes late for one is no part of the next.
+        self._tables = [scratch.reserve(self._rows * ctypes.sizeof(abi.Thread)) for _ in range(2)]
 
     def stop(self, request: StopRequest, timeout: float) -> StopReport:
         """Make one stop, trying again until it succeeds or the time is up.
@@ -198,7 +175,7 @@ class Stopper:
         leader = choice[0]
         if len(states) + SPARE_ROWS // 2 > self._rows:
             return NotNow(Reason("too-many-threads", str(process.pid), "threads are created faster than they can be parked"))
-        table_at = self._base + self._tables_at + attempt % 2 * self._table_size
+        table_at = self._tables[attempt % 2]
         self._table = (abi.Thread * self._rows)()
         self._names = {t.tid: t.name for t in states}
         self._absent: list[int] = []
@@ -242,24 +219,23 @@ class Stopper:
             self._table[index].busy = int(thread.tid in busy)
         self._used = sum(1 for row in self._table if row.tid)
         words = [*request.data, *request.code]
-        edits = (abi.Edit * len(words))(*((w.address, w.old, w.new) for w in words))
+        edits = (abi.Edit * len(words))(*(abi.Edit(w.address, w.old, w.new) for w in words))
         ranges = merge(request.forbidden)
-        watches = (abi.Range * len(ranges))(*ranges)
-        stacks = [(m.start, m.end) for m in self.agent.process.maps() if m.writable and m.readable][: self._maps_room]
-        mappings = (abi.Range * len(stacks))(*stacks)
-        base = self._base
-        self.agent.process.write(base + self._edits_at, bytes(edits))
-        self.agent.process.write(base + self._watches_at, bytes(watches))
-        self.agent.process.write(base + self._stacks_at, bytes(mappings))
+        watches = (abi.Range * len(ranges))(*(abi.Range(low, high) for low, high in ranges))
+        stacks = [(m.start, m.end) for m in self.agent.process.maps() if m.writable and m.readable][: self._most_mappings]
+        mappings = (abi.Range * len(stacks))(*(abi.Range(low, high) for low, high in stacks))
+        self.agent.process.write(self._edits_at, bytes(edits))
+        self.agent.process.write(self._watches_at, bytes(watches))
+        self.agent.process.write(self._stacks_at, bytes(mappings))
         self.agent.set(
-            edits=base + self._edits_at,
+            edits=self._edits_at,
             edit_count=len(words),
             sync_count=len(request.data),
-            watches=base + self._watches_at,
+            watches=self._watches_at,
             watch_count=len(ranges),
             watch_low=ranges[0][0] if ranges else 0,
             watch_high=ranges[-1][1] if ranges else 0,
-            stacks=base + self._stacks_at,
+            stacks=self._stacks_at,
             stack_count=len(stacks),
         )
 

@@ -7,16 +7,19 @@ beside its owner's process id; a loan whose owner was killed is returned by the 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hotupgrade.errors import NotNow, Reason
-from hotupgrade.vswitch.processes import start_time
+from hotupgrade.vswitch.processes import owner, owner_is_gone
 
-POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 PAGE_MIB = 2
+FREE_SECONDS = 10.0
 LOANS = Path("/run/hotupgrade/hugepages")
 COMPACT = Path("/proc/sys/vm/compact_memory")
 
@@ -37,50 +40,56 @@ def _borrow(wanted: int, pool: Path, loans: Path) -> Path:
     with _locked(loans):
         for loan in _abandoned(loans):
             _give_back(loan, pool)
-        before = _count(pool)
+        before = persistent(pool)
         _grow(pool, before + wanted)
-        got = _count(pool) - before
-        if got < wanted:
+        got = persistent(pool) - before
+        if got < wanted or not _free_in_time(pool, wanted):
             _set(pool, before)
-            raise NotNow(
-                Reason(
-                    "no-hugepages",
-                    str(pool),
-                    f"only {max(got, 0)} of {wanted} hugepages of 2 MiB could be reserved: free some memory, "
-                    "or reserve them at boot",
-                )
-            )
+            words = f"only {got} of {wanted} hugepages of 2 MiB could be reserved: free some memory"
+            raise NotNow(Reason("no-hugepages", str(pool), words))
         return _write_loan(loans, wanted)
+
+
+def persistent(pool: Path = POOL) -> int:
+    """How many pages the pool is meant to have.
+
+    The kernel's count also has the surplus: pages still in use when the pool was made smaller.
+    """
+    return _read(pool / "nr_hugepages") - _read(pool / "surplus_hugepages")
+
+
+def _free_in_time(pool: Path, wanted: int) -> bool:
+    """Whether ``wanted`` pages are free: growing first counts surplus pages, whose user may still be dying."""
+    deadline = time.monotonic() + FREE_SECONDS
+    while _read(pool / "free_hugepages") - _read(pool / "resv_hugepages") < wanted:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _grow(pool: Path, target: int) -> None:
     _set(pool, target)
-    if _count(pool) < target:  # free memory may be in pieces
+    if persistent(pool) < target:  # free memory may be in pieces
         with suppress(OSError):
             COMPACT.write_text("1")
         _set(pool, target)
 
 
 def _give_back(loan: Path, pool: Path) -> None:
-    _set(pool, max(0, _count(pool) - int(loan.read_text())))
+    _set(pool, max(0, persistent(pool) - int(loan.read_text())))
     loan.unlink()
 
 
 def _abandoned(loans: Path) -> Iterator[Path]:
     for loan in sorted(loans.glob("*.loan")):
-        owner, started, _ = loan.name.split("-", 2)
-        if start_time(int(owner)) != int(started):
+        if owner_is_gone(loan.name):
             yield loan
 
 
 def _write_loan(loans: Path, pages: int) -> Path:
-    owner = os.getpid()
-    prefix = f"{owner}-{start_time(owner)}"
-    number = sum(1 for _ in loans.glob(f"{prefix}-*.loan"))
-    loan = loans / f"{prefix}-{number}.loan"
-    while loan.exists():
-        number += 1
-        loan = loans / f"{prefix}-{number}.loan"
+    names = (loans / f"{owner()}-{number}.loan" for number in itertools.count())
+    loan = next(name for name in names if not name.exists())
     loan.write_text(str(pages))
     return loan
 
@@ -99,9 +108,9 @@ def _locked(loans: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _count(pool: Path) -> int:
-    return int(pool.read_text())
+def _read(file: Path) -> int:
+    return int(file.read_text())
 
 
 def _set(pool: Path, pages: int) -> None:
-    pool.write_text(str(pages))
+    (pool / "nr_hugepages").write_text(str(pages))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +17,23 @@ DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 def start_time(pid: int) -> int | None:
-    """When ``pid`` started, in clock ticks since boot: with the id, it names a process for good.  None if it is gone."""
+    """When ``pid`` started, in ticks since boot: id and start name a process for good.  None if it is gone."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     return int(status.rpartition(")")[2].split()[19])
+
+
+def owner_is_gone(words: str) -> bool:
+    """Whether ``<pid>-<start>`` at the beginning of a name (see :func:`owner`) is a process that has ended."""
+    match = re.match(r"(\d+)-(\d+)-", words)
+    return match is not None and start_time(int(match[1])) != int(match[2])
+
+
+def owner() -> str:
+    """This process, in a form that can be part of a file's name."""
+    return f"{os.getpid()}-{start_time(os.getpid())}"
 
 
 def spawn(

@@ -1,7 +1,7 @@
 """A private Open vSwitch with DPDK: started in a directory of its own, loaded at full speed, removed without a trace.
 
-It shares nothing with another switch on the machine: its sockets and its database are in a temporary directory, its taps
-in a network namespace of its own, its hugepages are on loan and never leave its memory, and DPDK never looks at PCI.
+It shares nothing with another switch on the machine: its sockets and its database are in a temporary directory, its
+taps are in a network namespace of its own, its hugepages are on loan, and DPDK never looks at PCI.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from hotupgrade.errors import NotNow, Reason
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.flows import Flow, PortCounters, parse_flows, parse_ports
 from hotupgrade.vswitch.hugepages import hugepages
-from hotupgrade.vswitch.processes import end, spawn, start_time, wait_until
+from hotupgrade.vswitch.processes import end, owner, owner_is_gone, spawn, start_time, wait_until
 from hotupgrade.vswitch.statistics import PmdStatistics, Rate, parse_pmd_statistics, rate_between
 
 BRIDGE = "br0"
+DIRECTORIES = "hotupgrade-switch-"
 HUGEPAGES_BESIDE_MEMORY = 8  # MiB: DPDK asks for a page or two more than what it is told to take
 
 
@@ -33,8 +34,8 @@ HUGEPAGES_BESIDE_MEMORY = 8  # MiB: DPDK asks for a page or two more than what i
 class SwitchOptions:
     """How a switch is loaded.
 
-    Port ``n`` of the bridge is the DPDK device ``net_null<n-1>``, which delivers packets as fast as they are taken.  With
-    the default rules each pair of ports forwards to one another.
+    Port ``n`` of the bridge is the DPDK device ``net_null<n-1>``, which delivers packets as fast as they are taken.
+    With the default rules each pair of ports forwards to one another.
     """
 
     ports: int = 2
@@ -187,7 +188,8 @@ class Switch:
         self._daemon = self._server = self._directory = None
 
     def _start(self) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="hotupgrade-switch-"))
+        _remove_abandoned()
+        self._directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORIES}{owner()}-"))
         self._resources.callback(shutil.rmtree, self._directory, ignore_errors=True)
         memory = self.options.memory_mib + HUGEPAGES_BESIDE_MEMORY
         self._resources.enter_context(hugepages(memory))
@@ -215,7 +217,7 @@ class Switch:
         # The rules come first: a port delivers at full speed from its first moment.
         if self.options.forwarding_rules():
             self.ofctl("add-flows", BRIDGE, "-", text="\n".join(self.options.forwarding_rules()) + "\n")
-        words: list[str] = []
+        words = []
         for number in range(1, self.options.ports + 1):
             device = f"net_null{number - 1},size={self.options.packet_size}"
             words += ["--", "add-port", BRIDGE, f"null{number}", "--", "set", "interface", f"null{number}"]
@@ -286,8 +288,16 @@ class Switch:
         return done.stdout
 
 
+def _remove_abandoned() -> None:
+    """Remove the directories of switches whose owner was killed before it could."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{DIRECTORIES}*"):
+        if owner_is_gone(directory.name.removeprefix(DIRECTORIES)):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
 def _failure(name: str, arguments: Sequence[str], words: str) -> Reason:
-    shown = " ".join(argument for argument in arguments if not argument.startswith(("--db=", "--target=", "--timeout=")))
+    routine = ("--db=", "--target=", "--timeout=")
+    shown = " ".join(argument for argument in arguments if not argument.startswith(routine))
     return Reason("switch", name, f"{name} {shown}: {words}")
 
 

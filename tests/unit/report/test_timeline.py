@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_phases_follow_one_another_without_prepare_and_cleanup() -> None:
     phases = timeline._phases(samples.upgrade())
     assert [name for name, _, _ in phases] == ["stop", "check", "sync", "replace", "start"]
     assert phases[0][1:] == (0.0, 40.0)
-    assert all(before[2] == after[1] for before, after in zip(phases, phases[1:], strict=False))
+    assert all(before[2] == after[1] for before, after in itertools.pairwise(phases))
 
 
 def test_a_hairline_is_enlarged_and_a_bar_is_not() -> None:

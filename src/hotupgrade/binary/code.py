@@ -1,0 +1,295 @@
+"""From the instructions of a build to references with classified targets, and to what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from hotupgrade.binary.elf import SHF_ALLOC, SHF_EXECINSTR, SHF_TLS, SHF_WRITE, SectionType, Table
+from hotupgrade.binary.model import I32, I64, Entities, Flags, Form, Kind, References, TargetKind
+from hotupgrade.binary.references import CodeReferences, scan
+from hotupgrade.binary.relocations import GOT_SECTIONS, Relocation, relocation_target
+
+if TYPE_CHECKING:
+    from hotupgrade.binary.build import Build
+
+Addresses = npt.NDArray[np.int64]
+MIN_TABLE = 2  # entries: a shorter switch is compiled to comparisons
+
+
+@dataclass(frozen=True, slots=True)
+class JumpTable:
+    """A switch table in anonymous read-only data: ``count`` int32 entries, each ``target - vaddr``.
+
+    The function that owns the table and every function that an entry points into must run from the same image.
+    """
+
+    vaddr: int
+    count: int
+    function: int  # row of Entities whose code names the table
+    targets: tuple[int, ...]  # rows of Entities that entries point into (the function itself, its .cold part)
+
+
+@dataclass(frozen=True)
+class CodeFacts:
+    """All that disassembly tells; the part of a build that is worth caching."""
+
+    references: References
+    access: I32
+    undecodable: frozenset[int]
+    jump_tables: tuple[JumpTable, ...]
+
+
+def read_code(build: Build, records: Table | None) -> CodeFacts:
+    spans = build.function_spans
+    found = scan(build.image, spans.start.tolist(), spans.stop.tolist(), spans.row.tolist())
+    keep = _leaves_function(build, found)
+    references = _with_tls(build, _classified(build, found, keep), records)
+    access = np.zeros(len(references), np.int32)
+    at = np.searchsorted(references.position, found.position[keep])
+    access[at] = found.access[keep]
+    return CodeFacts(
+        references=references,
+        access=access,
+        undecodable=frozenset(found.undecodable),
+        jump_tables=find_jump_tables(build, references),
+    )
+
+
+def _leaves_function(build: Build, found: CodeReferences) -> Flags:
+    """Operands that name a place inside their own function move with it, but for a ``lea`` of its very start."""
+    target = found.target.astype(np.int64)
+    start = build.entities.address[found.function].astype(np.int64)
+    inside = (target >= start) & (target < start + build.extent[found.function])
+    return ~inside | ((found.form == Form.LEA) & (target == start))
+
+
+def _classified(build: Build, found: CodeReferences, keep: Flags) -> References:
+    target = found.target[keep].astype(np.int64)
+    kind, entity, addend = classify(build, target)
+    return References(
+        position=found.position[keep],
+        following=found.following[keep],
+        form=found.form[keep],
+        target=found.target[keep],
+        function=found.function[keep],
+        target_kind=kind,
+        entity=entity,
+        addend=addend,
+    )
+
+
+def classify(build: Build, target: Addresses) -> tuple[npt.NDArray[np.uint8], I32, I64]:
+    """(target kind, entity or slot, addend) of addresses in link space."""
+    kind = np.full(len(target), TargetKind.UNKNOWN, np.uint8)
+    entity = np.full(len(target), -1, np.int32)
+    addend = np.zeros(len(target), np.int64)
+    anonymous = _in_ranges(anonymous_ranges(build), target)
+    kind[anonymous] = TargetKind.ANONYMOUS
+    row = build.row_spans.find(target)
+    named = row >= 0
+    kind[named] = TargetKind.ENTITY
+    entity[named] = row[named]
+    addend[named] = target[named] - build.entities.address[row[named]].astype(np.int64)
+    slot_at = np.array([slot.vaddr for slot in build.slots], np.int64)
+    if len(slot_at):
+        at = np.searchsorted(slot_at, target, side="right") - 1
+        hit = (at >= 0) & (target < slot_at[at] + 8)
+        kind[hit] = TargetKind.GOT
+        entity[hit] = at[hit]
+        addend[hit] = target[hit] - slot_at[at[hit]]
+    if build.plt_slot:
+        stubs = np.array(sorted(build.plt_slot), np.int64)
+        slots = np.array([build.plt_slot[stub] for stub in stubs.tolist()], np.int32)
+        at = np.minimum(np.searchsorted(stubs, target), len(stubs) - 1)
+        hit = stubs[at] == target
+        kind[hit] = TargetKind.PLT
+        entity[hit] = slots[at[hit]]
+        addend[hit] = 0
+    return kind, entity, addend
+
+
+def anonymous_ranges(build: Build) -> list[tuple[int, int]]:
+    """Sections that hold data which nobody writes once relocation is done."""
+    ranges = []
+    low, high = build.relro or (0, 0)
+    for section in build.sections.values():
+        if not section.flags & SHF_ALLOC or section.flags & (SHF_EXECINSTR | SHF_TLS):
+            continue
+        if section.name in GOT_SECTIONS or section.name == ".dynamic" or section.type == SectionType.NOBITS:
+            continue
+        protected = low <= section.vaddr and section.vaddr + section.size <= high
+        if protected or not section.flags & SHF_WRITE:
+            ranges.append((section.vaddr, section.vaddr + section.size))
+    return sorted(ranges)
+
+
+def _in_ranges(ranges: Sequence[tuple[int, int]], target: Addresses) -> Flags:
+    inside = np.zeros(len(target), np.bool_)
+    for low, high in ranges:
+        inside |= (target >= low) & (target < high)
+    return inside
+
+
+def _with_tls(build: Build, references: References, records: Table | None) -> References:
+    """Adds the displacements that hold thread-local offsets, as the link-time records name them."""
+    if records is None or not len(records) or build.executable:
+        # In an executable the linker has turned them into offsets from the thread pointer.
+        return references
+    position = records["vaddr"].astype(np.int64)
+    function = build.function_spans.find(position)
+    known = (function >= 0) & ~np.isin(position.astype(np.uint64), references.position)
+    position, function = position[known], function[known]
+    field = position[:, None] + np.arange(4)
+    offset = build.image[field].copy().view("<i4")[:, 0].astype(np.int64)
+    entity, addend = _thread_local_at(build, offset)
+    columns = {
+        "position": position.astype(np.uint64),
+        "following": (position + 4).astype(np.uint64),
+        "form": np.full(len(position), Form.DTPOFF, np.uint8),
+        "target": offset.astype(np.uint64),
+        "function": function,
+        "target_kind": np.where(entity >= 0, TargetKind.ENTITY, TargetKind.UNKNOWN).astype(np.uint8),
+        "entity": entity,
+        "addend": addend,
+    }
+    merged = {name: np.concatenate([getattr(references, name), column]) for name, column in columns.items()}
+    order = np.argsort(merged["position"], kind="stable")
+    return References(**{name: column[order] for name, column in merged.items()})
+
+
+def _thread_local_at(build: Build, offset: Addresses) -> tuple[I32, I64]:
+    rows = np.flatnonzero(build.entities.kind == Kind.TLS)
+    if not len(rows):
+        return np.full(len(offset), -1, np.int32), np.zeros(len(offset), np.int64)
+    start = build.entities.address[rows].astype(np.int64)
+    at = np.searchsorted(start, offset, side="right") - 1
+    size = np.maximum(build.entities.size[rows].astype(np.int64), 1)
+    hit = (at >= 0) & (offset < start[at] + size[at])
+    entity = np.where(hit, rows[at], -1).astype(np.int32)
+    return entity, np.where(hit, offset - start[at], 0)
+
+
+# What follows from the references
+
+
+def data_targets(build: Build) -> Addresses:
+    """Every vaddr of this module that a data word (or the loader) points to; call slots do not count."""
+    relocations = build.dynamic_relocations
+    relative = np.isin(relocations.type, (Relocation.RELATIVE, Relocation.IRELATIVE))
+    found = relocations.addend[relative].tolist()
+    symbolic = np.isin(relocations.type, (Relocation.ABS64, Relocation.GLOB_DAT))
+    for index in np.flatnonzero(symbolic).tolist():
+        target = relocation_target(relocations, build.dynamic_symbols, index)
+        if target is not None:
+            found.append(target)
+    found.extend(v for v in (build.init, build.fini, build.entry or None) if v is not None)
+    found.extend(build.init_array)
+    found.extend(build.fini_array)
+    return np.array(found, np.int64)
+
+
+def address_taken(build: Build) -> Flags:
+    entities, references = build.entities, build.references
+    function = entities.kind == Kind.FUNCTION
+    taken = np.zeros(len(entities), np.bool_)
+    by_code = (references.form == Form.LEA) & (references.target_kind == TargetKind.ENTITY) & (references.addend == 0)
+    taken[references.entity[by_code]] = True
+    targets = np.unique(data_targets(build))
+    taken |= np.isin(entities.address.astype(np.int64), targets)
+    result: Flags = taken & function
+    return result
+
+
+def boundaries(build: Build) -> Addresses:
+    """Addresses at which a piece of anonymous data must end at the latest: everything that is named or pointed to."""
+    entities, references = build.entities, build.references
+    fixed = entities.kind != Kind.TLS
+    start = entities.address[fixed].astype(np.int64)
+    stop = start + np.maximum(build.extent[fixed], 1)
+    anonymous = references.target_kind == TargetKind.ANONYMOUS
+    edges = [vaddr for section in build.sections.values() for vaddr in (section.vaddr, section.vaddr + section.size)]
+    return np.unique(
+        np.concatenate(
+            [start, stop, references.target[anonymous].astype(np.int64), data_targets(build), np.array(edges, np.int64)]
+        )
+    )
+
+
+# Switch tables
+
+
+def find_jump_tables(build: Build, references: References) -> tuple[JumpTable, ...]:
+    """Tables are told by their contents: entries that, relative to the table, lie in the function or its cold part."""
+    candidate = (references.form == Form.LEA) & (references.target_kind == TargetKind.ANONYMOUS)
+    candidate &= references.target % 4 == 0
+    pairs = np.unique(
+        np.stack([references.target[candidate].astype(np.int64), references.function[candidate].astype(np.int64)]),
+        axis=1,
+    )
+    if not pairs.shape[1]:
+        return ()
+    family = _families(build.entities)
+    edges = _edges(build, references)
+    tables = []
+    likely = _starts_like_table(build, pairs[0], pairs[1], family)
+    for vaddr, function in zip(pairs[0][likely].tolist(), pairs[1][likely].tolist(), strict=True):
+        limit = int(edges[np.searchsorted(edges, vaddr, side="right")]) if edges[-1] > vaddr else build.span
+        rows = _entry_rows(build, vaddr, (limit - vaddr) // 4)
+        fits = (rows >= 0) & (family[rows] == family[function])
+        count = len(fits) if fits.all() else int(np.argmin(fits))
+        if count >= MIN_TABLE:
+            tables.append(JumpTable(vaddr, count, function, tuple(np.unique(rows[:count]).tolist())))
+    return tuple(tables)
+
+
+def _edges(build: Build, references: References) -> Addresses:
+    anonymous = references.target_kind == TargetKind.ANONYMOUS
+    ends = [high for _, high in anonymous_ranges(build)]
+    return np.unique(
+        np.concatenate(
+            [
+                references.target[anonymous].astype(np.int64),
+                build.entities.address[build.entities.kind != Kind.TLS].astype(np.int64),
+                np.array(ends, np.int64),
+            ]
+        )
+    )
+
+
+def _entry_rows(build: Build, vaddr: int, count: int) -> I32:
+    entries = np.frombuffer(build.image[vaddr : vaddr + 4 * count].tobytes(), "<i4")
+    return build.function_spans.find(vaddr + entries.astype(np.int64))
+
+
+def _starts_like_table(build: Build, vaddrs: Addresses, functions: Addresses, family: I32) -> Flags:
+    fits = vaddrs + 4 * MIN_TABLE <= build.span
+    result = fits.copy()
+    for index in range(MIN_TABLE):
+        place = np.where(fits, vaddrs + 4 * index, 0)
+        entry = build.image[place[:, None] + np.arange(4)].copy().view("<i4")[:, 0]
+        row = build.function_spans.find(vaddrs + entry)
+        result &= (row >= 0) & (family[row] == family[functions])
+    return result
+
+
+def _families(entities: Entities) -> I32:
+    """A number shared by a function and its cold parts."""
+    numbers: dict[str, int] = {}
+    family = np.full(len(entities), -1, np.int32)
+    for row in np.flatnonzero(entities.kind == Kind.FUNCTION).tolist():
+        keys = [name.split(".cold", 1)[0] for name in entities.aliases[row]]
+        number = next((numbers[key] for key in keys if key in numbers), len(numbers))
+        for key in keys:
+            numbers.setdefault(key, number)
+        family[row] = number
+    return family
+
+
+def tables_by_address(tables: Sequence[JumpTable]) -> Mapping[tuple[int, int], JumpTable]:
+    """(vaddr, function) to table: hand-written code may share one between functions."""
+    return {(table.vaddr, table.function): table for table in tables}

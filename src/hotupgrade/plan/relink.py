@@ -1,0 +1,368 @@
+"""Relinking: what the references and pointers of a new build become when names live at their homes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hotupgrade.binary.model import I32, I64, DynamicSymbol, Flags, Form, Kind, Slot, TargetKind
+from hotupgrade.errors import Reason
+from hotupgrade.plan.bindings import Bindings
+from hotupgrade.plan.homes import NEW, Homes
+from hotupgrade.plan.model import Image, Scene
+from hotupgrade.plan.select import DATA, TRANSFERS, Selection
+from hotupgrade.plan.targets import Relocation, Targets, is_pair, thread_local_offset
+from hotupgrade.plan.tls import is_whole_block, moved, whole_block_slots
+
+_REACH = 1 << 31
+_STB_WEAK, _STB_GNU_UNIQUE = 2, 10
+_STT_GNU_IFUNC = 10
+_MASK64 = (1 << 64) - 1
+
+NAMELESS = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What the loader's work on an 8-byte word comes to.
+
+    ``unnamed`` is the vaddr of the unnamed read-only data of the new build that the word points to, else NAMELESS.
+    """
+
+    value: int
+    unnamed: int = NAMELESS
+
+
+@dataclass(frozen=True)
+class Fields:
+    """4-byte fields in code and their new contents."""
+
+    position: I64  # vaddr
+    value: I32
+
+
+class Linker:
+    """Relinks one build for one base.  Problems are collected in ``refusals``."""
+
+    def __init__(
+        self,
+        images: list[Image],
+        targets: Targets,
+        homes: Homes,
+        selection: Selection,
+        scene: Scene,
+        base: int,
+        reserve: Mapping[int, int],
+    ) -> None:
+        self.targets = targets
+        self.new = targets.build
+        self.base = base
+        self.refusals: dict[tuple[str, str], Reason] = {}
+        self._images = images
+        self._homes = homes
+        self._scene = scene
+        self._selection = selection
+        self._bindings = Bindings(images, scene)
+        self._tls_moved = moved(homes, self.new)
+        self._whole_block = frozenset(whole_block_slots(targets, selection))
+        in_image = base + self.new.entities.address.astype(np.int64)
+        self.address: I64 = np.where(homes.owner == NEW, in_image, homes.address)
+        self.code: I64 = np.where(selection.functions, in_image, self.address)
+        self._place_thread_locals(reserve)
+        self.copied: Flags = self._bind_new_copies()
+
+    # -- code -----------------------------------------------------------------------------------------------------
+
+    def fields(self, selected: np.ndarray[tuple[int], np.dtype[np.intp]] | None = None) -> Fields:
+        """The reference fields that differ from the file, of the selected functions."""
+        every = self.new.references
+        index = self._selection.references if selected is None else selected
+        index = index[every.target_kind[index] == TargetKind.ENTITY]
+        row, form, addend = every.entity[index], every.form[index], every.addend[index]
+        kind = self.new.entities.kind[row]
+        following = self.base + every.following[index].astype(np.int64)
+        transfer = np.isin(form, TRANSFERS)
+        function = kind == Kind.FUNCTION
+        inner = function & ~transfer & (addend != 0)  # a label's address: stays in the copy that runs
+        absolute = np.where(function & (transfer | inner), self.code[row], self.address[row]) + addend
+        stays = absolute == self.base + every.target[index].astype(np.int64)
+        offset = form == Form.DTPOFF
+        value = np.where(offset, self.address[row] + addend, absolute - following)
+        wanted = np.where(offset, value != every.target[index].astype(np.int64), ~stays)
+        self._check_reach(row[wanted], value[wanted])
+        return Fields(every.position[index][wanted].astype(np.int64), value[wanted].astype(np.int32))
+
+    def function(self, row: int) -> bytes:
+        """The relinked bytes of one function."""
+        entities, every = self.new.entities, self.new.references
+        low = int(entities.address[row])
+        content = bytearray(self.new.read(low, int(self.new.extent[row])))
+        fields = self.fields(np.flatnonzero(every.function == row))
+        for position, value in zip(fields.position.tolist(), fields.value.tolist(), strict=True):
+            struct.pack_into("<i", content, position - low, value)
+        return bytes(content)
+
+    def _check_reach(self, rows: I32, values: I64) -> None:
+        far = np.unique(rows[(values < -_REACH) | (values >= _REACH)])
+        for row in far.tolist():
+            self._refuse(
+                "out-of-reach",
+                self.new.entities.names[row],
+                f"{self.new.entities.names[row]} lives at {int(self.address[row]):#x}, more than 2 GiB away from the free"
+                f" room at {self.base:#x}: no 32-bit displacement leads there",
+            )
+
+    # -- data -----------------------------------------------------------------------------------------------------
+
+    def pointer(self, row: int, addend: int, vaddr: int) -> Word:
+        """What a link-time pointer to a place in this module becomes."""
+        if row < 0:
+            return Word(self.base + vaddr, vaddr)
+        if int(self.new.entities.kind[row]) == Kind.FUNCTION and addend:
+            return Word(int(self.code[row]) + addend)
+        return Word(int(self.address[row]) + addend)
+
+    def word(self, index: int) -> Word:
+        """The value of a dynamic relocation."""
+        targets = self.targets
+        relocation = int(targets.type[index])
+        row, addend = int(targets.row[index]), int(targets.addend[index])
+        if relocation == Relocation.RELATIVE:
+            return self.pointer(row, addend, int(targets.plain_addend[index]))
+        if relocation == Relocation.IRELATIVE:
+            return Word(self._chosen_implementation(row))
+        if relocation in (Relocation.WORD64, Relocation.GLOB_DAT):
+            return Word((self.symbol(int(targets.number[index])) + addend) & _MASK64)
+        if relocation == Relocation.JUMP_SLOT:
+            return Word(self.symbol(int(targets.number[index]), call=True))
+        name = f"relocation {relocation} at {int(targets.vaddr[index]):#x}"
+        self._refuse("unknown-relocation", name, f"{name} of the new build is of a kind that cannot be applied in a process")
+        return Word(0)
+
+    def symbol(self, number: int, *, call: bool = False) -> int:
+        """The address that a symbol of the new build is bound to.
+
+        With ``call`` it need not be comparable: the new copy itself, or the stub that leads to the function, will do.
+        """
+        symbol = self.new.dynamic_symbols[number]
+        row = self.targets.rows.of_symbol(number)
+        if row < 0:
+            return self._imported(symbol.name, symbol.version, symbol.binding == _STB_WEAK, call)
+        own = int(self.address[row])
+        loaders = self._loaders_choice(symbol, row)
+        bound = own if loaders is None else loaders
+        if symbol.type == _STT_GNU_IFUNC and bound == own:
+            return self._unchosen(symbol.name, symbol.version)
+        return int(self.code[row]) if call and bound == own else bound
+
+    def can_bind(self, number: int) -> bool:
+        """Whether the loader's choice for a symbol is known, or there is none to be made."""
+        symbol = self.new.dynamic_symbols[number]
+        row = self.targets.rows.of_symbol(number)
+        if row >= 0 and self._homes.owner[row] == NEW:
+            return True
+        return self._bindings.address(symbol.name, symbol.version) is not None
+
+    def bound_data(self, row: int) -> int | None:
+        """Where the process at large finds an exported object of this module; None if that is not known."""
+        for number, symbol in enumerate(self.new.dynamic_symbols):
+            if symbol.defined and symbol.name in self.new.entities.aliases[row]:
+                if self.targets.rows.of_symbol(number) == row:
+                    return self._bindings.address(symbol.name, symbol.version)
+        return None
+
+    def _loaders_choice(self, symbol: DynamicSymbol, row: int) -> int | None:
+        """What a symbol that the module itself defines was bound to, or would be.
+
+        A new one is the module's own, unless it is of the kind that all modules share.
+        """
+        if self._homes.owner[row] == NEW and symbol.binding not in (_STB_WEAK, _STB_GNU_UNIQUE):
+            return None
+        return self._bindings.address(symbol.name, symbol.version)
+
+    def _imported(self, name: str, version: str, weak: bool, call: bool) -> int:
+        bound = self._bindings.bound(name, version)
+        if bound is None and call:
+            bound = self._bindings.stub(name, version)
+        if bound is None:
+            bound = self._bindings.address(name, version)
+        if bound is None and not weak:
+            self._refuse(
+                "unresolved-symbol",
+                name,
+                f"the new build needs {_versioned(name, version)}, which no module in the process defines; upgrade or load"
+                " the library that defines it first",
+            )
+        return bound or 0
+
+    def _chosen_implementation(self, resolver: int) -> int:
+        """What the loader's call of an IFUNC resolver returned."""
+        owner = int(self._homes.owner[resolver]) if resolver >= 0 else NEW
+        if owner == 0:
+            first = self._images[0].build
+            wanted = int(first.entities.address[int(self._homes.partner[resolver])])
+            for slot in self._bindings.slots(Relocation.IRELATIVE):
+                value = self._bindings.word_at(slot.vaddr)
+                if slot.addend == wanted and value:
+                    return value
+        name = self.new.entities.names[resolver] if resolver >= 0 else "?"
+        return self._unchosen(name, "")
+
+    def _unchosen(self, name: str, version: str) -> int:
+        stub = self._bindings.stub(name, version)
+        if stub is None:
+            self._refuse(
+                "ifunc-new",
+                name,
+                f"{name} is an IFUNC whose implementation was never chosen in this process; only a restart runs its resolver",
+            )
+        return stub or 0
+
+    # -- GOT slots ------------------------------------------------------------------------------------------------
+
+    def slot(self, index: int) -> list[tuple[int, Word]]:
+        """(vaddr, content) of a slot, and of the one behind it where the two are a pair."""
+        slot = self.new.slots[index]
+        if slot.relocation in (Relocation.DTPMOD64, Relocation.TLSDESC):
+            return [(slot.vaddr + 8 * place, Word(value)) for place, value in enumerate(self._pair(index, slot))]
+        if slot.relocation == Relocation.TPOFF64:
+            return [(slot.vaddr, Word(self._from_thread_pointer(slot) & _MASK64))]
+        relocation = self.targets.of_slot(slot)
+        if relocation is None:
+            if self._belongs_to_pair(index):
+                return []
+            return [(slot.vaddr, Word(int.from_bytes(self.new.read(slot.vaddr, 8), "little")))]
+        if slot.relocation == Relocation.DTPOFF64:
+            return []  # second half of a pair
+        return [(slot.vaddr, self.word(relocation))]
+
+    def _belongs_to_pair(self, index: int) -> bool:
+        before = self.new.slot_at(self.new.slots[index].vaddr - 8)
+        return before is not None and is_pair(self.new.slots[before])
+
+    def _pair(self, index: int, slot: Slot) -> tuple[int, int]:
+        if slot.relocation == Relocation.TLSDESC:
+            return self._descriptor(slot)
+        if slot.symbol and (found := self._loaded_pair(slot)) is not None:
+            return found
+        offset = thread_local_offset(self.targets, slot)
+        module = self._tls_module(slot)
+        if offset is not None:
+            return module, self._home_offset(offset, slot) & _MASK64
+        if slot.symbol:
+            self._unresolved_tls(slot)
+            return 0, 0
+        if index in self._whole_block and not is_whole_block(self.new, index) and self._tls_moved:
+            return module, self._home_offset(0, slot) & _MASK64
+        return module, 0
+
+    def _loaded_pair(self, slot: Slot) -> tuple[int, int] | None:
+        """The same symbol's pair in image 0: the loader knows best."""
+        module = self._bindings.slot(Relocation.DTPMOD64, slot.symbol, slot.version)
+        if module is None:
+            return None
+        first, second = self._bindings.word_at(module.vaddr), self._bindings.word_at(module.vaddr + 8)
+        return None if first is None or second is None else (first, second)
+
+    def _tls_module(self, slot: Slot) -> int:
+        for loaded in self._bindings.slots(Relocation.DTPMOD64):
+            if not loaded.symbol and (value := self._bindings.word_at(loaded.vaddr)):
+                return value
+        if self._scene.tls_module is None:
+            self._refuse(
+                "tls-layout",
+                slot.symbol or "thread-local storage",
+                "the running build of this module has no thread-local storage, the new one needs it",
+            )
+        return self._scene.tls_module or 0
+
+    def _from_thread_pointer(self, slot: Slot) -> int:
+        offset = thread_local_offset(self.targets, slot)
+        if slot.symbol and (loaded := self._bindings.word(Relocation.TPOFF64, slot.symbol, slot.version)) is not None:
+            return loaded
+        if offset is None:
+            return self._unresolved_tls(slot)
+        if self._scene.tls_block is None:
+            self._refuse(
+                "tls-layout",
+                slot.symbol or "thread-local storage",
+                "the new build counts on static thread-local storage, which the process gave to this module at start"
+                " only if the running build needed it",
+            )
+            return 0
+        return self._scene.tls_block + self._home_offset(offset, slot)
+
+    def _descriptor(self, slot: Slot) -> tuple[int, int]:
+        """Takes over a TLS descriptor that the loader has filled in, or derives one from it."""
+        offset = thread_local_offset(self.targets, slot)
+        home = None if offset is None else self._home_offset(offset, slot)
+        for loaded in self._bindings.slots(Relocation.TLSDESC):
+            entry, argument = self._bindings.word_at(loaded.vaddr), self._bindings.word_at(loaded.vaddr + 8)
+            if entry is None or argument is None or self._bindings.in_stubs(entry):
+                continue
+            if slot.symbol and (loaded.symbol, loaded.addend) == (slot.symbol, slot.addend):
+                return entry, argument
+            if loaded.symbol or home is None:
+                continue
+            if loaded.addend == home:
+                return entry, argument
+            if self._scene.tls_block is not None and argument == (self._scene.tls_block + loaded.addend) & _MASK64:
+                return entry, (self._scene.tls_block + home) & _MASK64
+        self._unresolved_tls(slot)
+        return 0, 0
+
+    def _home_offset(self, offset: int, slot: Slot) -> int:
+        row, addend = self.targets.rows.thread_local_at(offset)
+        if row < 0:
+            self._refuse(
+                "tls-layout", slot.symbol or f"{offset:#x}", f"the thread-local at offset {offset:#x} of the new build has no name"
+            )
+            return offset
+        return int(self.address[row]) + addend
+
+    def _unresolved_tls(self, slot: Slot) -> int:
+        name = slot.symbol or "a thread-local"
+        self._refuse(
+            "unresolved-symbol",
+            name,
+            f"the new build uses the thread-local {name} of another module in a way in which the running build does not",
+        )
+        return 0
+
+    # -- set-up ---------------------------------------------------------------------------------------------------
+
+    def _place_thread_locals(self, reserve: Mapping[int, int]) -> None:
+        tls = self.new.entities.kind == Kind.TLS
+        fresh = tls & (self._homes.owner == NEW)
+        self.address[fresh] = self.new.entities.address[fresh].astype(np.int64)
+        for row in self._selection.thread_locals:
+            if row in reserve:
+                self.address[row] = reserve[row]
+                continue
+            name = self.new.entities.names[row]
+            self._refuse("tls-layout", name, f"{name} is a new thread-local, and there is no room for it in this process")
+
+    def _bind_new_copies(self) -> Flags:
+        """A new COPY relocation: the program wants another module's variable in its own .bss, but it lives there already."""
+        copied = np.zeros(len(self.new.entities), dtype=np.bool_)
+        targets = self.targets
+        for index in np.flatnonzero(targets.type == Relocation.COPY).tolist():
+            row = int(targets.container[index])
+            if row < 0 or self._homes.owner[row] != NEW or int(self.new.entities.kind[row]) not in DATA:
+                continue
+            symbol = self.new.dynamic_symbols[int(targets.number[index])]
+            bound = self._bindings.address(symbol.name, symbol.version)
+            if bound is not None:
+                copied[row] = True
+                self.address[row] = bound
+        return copied
+
+    def _refuse(self, code: str, subject: str, text: str) -> None:
+        self.refusals.setdefault((code, subject), Reason(code, subject, text))
+
+
+def _versioned(name: str, version: str) -> str:
+    return f"{name}@{version}" if version else name

@@ -1,0 +1,102 @@
+"""Unnamed read-only data: strings, floating constants, jump tables.  They have no size, so it must be inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import I64, Kind, TargetKind
+from hotupgrade.plan.targets import Targets
+
+_LONGEST = 1 << 20
+
+
+class Unnamed:
+    """The unnamed data of one build."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._build = targets.build
+        self._bounds = _boundaries(targets)
+        self._tables = {table.vaddr: table.vaddr + 4 * table.count for table in targets.build.jump_tables}
+        self._strings: dict[int, bytes | None] = {}
+
+    def end(self, vaddr: int) -> int:
+        """Where the item at ``vaddr`` ends, at the latest: behind its first NUL, or where the next one begins.
+
+        Of the two, the later: the tail of a merged string may be an item of its own, and other data contain zeros.
+        """
+        bound = max(self._bound_after(vaddr), self._tables.get(vaddr, 0))
+        content = self._build.read(vaddr, bound - vaddr)
+        while b"\0" not in content and len(content) < _LONGEST:
+            following = self._bound_after(bound)
+            if following == bound:
+                return bound
+            content += self._build.read(bound, following - bound)
+            bound = following
+        terminator = content.find(b"\0")
+        return max(self._bound_after(vaddr), self._tables.get(vaddr, 0), vaddr + terminator + 1)
+
+    def string(self, vaddr: int) -> bytes | None:
+        """The text at ``vaddr`` without its NUL; None where it does not look like one (a wide string does not)."""
+        if vaddr not in self._strings:
+            self._strings[vaddr] = self._read_string(vaddr)
+        return self._strings[vaddr]
+
+    def content(self, vaddr: int) -> bytes:
+        return self._build.read(vaddr, self.end(vaddr) - vaddr)
+
+    def _read_string(self, vaddr: int) -> bytes | None:
+        for chunk in _growing(self._build, vaddr):
+            terminator = chunk.find(b"\0")
+            if terminator >= 0:
+                text = chunk[:terminator]
+                return text if len(text) > 1 and _is_text(text) else None
+        return None
+
+    def _bound_after(self, vaddr: int) -> int:
+        index = int(np.searchsorted(self._bounds, vaddr, side="right"))
+        return int(self._bounds[index]) if index < len(self._bounds) else vaddr
+
+
+def equal(ours: Unnamed, our_vaddr: int, theirs: Unnamed, their_vaddr: int) -> bool:
+    """Whether two items say the same.  In doubt (they are no strings, and their sizes are guesses) they do not."""
+    text = ours.string(our_vaddr)
+    if text is not None:
+        return text == theirs.string(their_vaddr)
+    return ours.content(our_vaddr) == theirs.content(their_vaddr)
+
+
+def _boundaries(targets: Targets) -> I64:
+    """Every vaddr at which an item may begin or must end."""
+    build = targets.build
+    references, entities = build.references, build.entities
+    named = entities.kind != Kind.TLS
+    starts = entities.address[named]
+    pointers = targets.plain_addend[targets.by_address & (targets.row < 0)]
+    return np.unique(
+        np.concatenate(
+            [
+                references.target[references.target_kind == TargetKind.ANONYMOUS].astype(np.int64),
+                starts.astype(np.int64),
+                (starts + entities.size[named]).astype(np.int64),
+                pointers,
+                np.asarray([segment.vaddr + segment.memory_size for segment in build.segments], dtype=np.int64),
+            ]
+        )
+    )
+
+
+def _growing(build: Build, vaddr: int) -> Iterator[bytes]:
+    size = 128
+    while True:
+        size = min(size, build.span - vaddr)
+        yield build.read(vaddr, size)
+        if size in (build.span - vaddr, _LONGEST):
+            return
+        size = min(4 * size, _LONGEST)
+
+
+def _is_text(text: bytes) -> bool:
+    return all(byte >= 0x20 or byte in b"\t\n\r\f\v\a\b\x1b" for byte in text)

@@ -1,0 +1,389 @@
+"""The modules of a process, as its dynamic linker lists them.
+
+The order of the linker's list, and who needs whom, decides which definition a name is bound to; the memory map says which
+file each module is, even if that file was replaced or deleted on disk since.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping as Table
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from hotupgrade.errors import NotNow, Reason
+from hotupgrade.target.maps import Mapping, mapping_at
+from hotupgrade.target.process import Process
+
+_PT_DYNAMIC, _PT_NOTE, _PT_PHDR, _PT_LOAD = 2, 4, 6, 1
+_AT_PHDR, _AT_PHNUM = 3, 5
+_DT_NULL, _DT_NEEDED, _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ = 0, 1, 4, 5, 6, 10
+_DT_SONAME, _DT_DEBUG, _DT_VERSYM, _DT_GNU_HASH, _DT_VERDEF = 14, 21, 0x6FFFFFF0, 0x6FFFFEF5, 0x6FFFFFFC
+_DT_RELA, _DT_RELASZ, _DT_JMPREL, _DT_PLTRELSZ = 7, 8, 23, 2
+_STT_TLS = 6
+_R_GLOB_DAT, _R_JUMP_SLOT = 6, 7
+
+#: No process has more modules or dynamic entries than this; a longer list is a broken or hostile one.
+_MOST_MODULES, _MOST_ENTRIES = 4096, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A symbol that a module defines."""
+
+    address: int
+    type: int
+    module: str
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """One loaded ELF image."""
+
+    process: Process
+    base: int  # load bias: absolute address = base + vaddr
+    name: str  # SONAME, else the file's name
+    path: str  # as the memory map shows it, "(deleted)" taken off
+    deleted: bool
+    mappings: tuple[Mapping, ...]
+    dynamic: Table[int, tuple[int, ...]]
+    needed: tuple[str, ...]
+    link_map: int
+    executable: bool
+
+    @property
+    def low(self) -> int:
+        return self.mappings[0].start if self.mappings else self.base
+
+    @property
+    def high(self) -> int:
+        return self.mappings[-1].end if self.mappings else self.base
+
+    @cached_property
+    def build_id(self) -> str:
+        """The GNU build-id in hexadecimal, read from the process's memory; "" if there is none."""
+        try:
+            header = self.process.read(self.low, 64)
+            if header[:4] != b"\x7fELF":
+                return ""
+            start, count = struct.unpack_from("<Q", header, 32)[0], struct.unpack_from("<H", header, 56)[0]
+            table = self.process.read(self.low + start, 56 * min(count, 64))
+            for index in range(min(count, 64)):
+                kind, _, _, vaddr, _, size = struct.unpack_from("<IIQQQQ", table, 56 * index)
+                if kind == _PT_NOTE and size <= 65536:
+                    found = _build_id(self.process.read(self.base + vaddr, size))
+                    if found:
+                        return found
+        except ValueError:
+            pass
+        return ""
+
+    def contents(self) -> bytes:
+        """The bytes of the file that is mapped, even if it is no longer on disk.
+
+        Raises:
+            NotNow: it cannot be had.
+        """
+        candidates = [self.process.mapped_file(m) for m in self.mappings if m.inode][:1]
+        candidates.append(Path(f"/proc/{self.process.pid}/root{self.path}"))
+        for candidate in candidates:
+            try:
+                with open(candidate, "rb") as file:
+                    status = os.fstat(file.fileno())
+                    if any(m.inode == status.st_ino for m in self.mappings):
+                        return file.read()
+            except OSError:
+                continue
+        raise NotNow(
+            Reason(
+                "no-old-build",
+                self.name,
+                f"{self.path}: the file that process {self.process.pid} has mapped cannot be read any more; run as root, which may "
+                "read deleted files through /proc",
+            )
+        )
+
+    @cached_property
+    def _symbols(self) -> tuple[bytes, bytes, bytes]:
+        """.dynsym, .dynstr and .gnu.version as they lie in memory."""
+        strings = self._table(_DT_STRTAB, self._value(_DT_STRSZ))
+        count = self._symbol_count()
+        return self._table(_DT_SYMTAB, 24 * count), strings, self._table(_DT_VERSYM, 2 * count)
+
+    def _value(self, tag: int) -> int:
+        return self.dynamic.get(tag, (0,))[0]
+
+    def _address(self, tag: int) -> int:
+        """glibc relocates these entries in place, other loaders do not."""
+        value = self._value(tag)
+        return value if value >= self.low else self.base + value
+
+    def _table(self, tag: int, size: int) -> bytes:
+        if tag not in self.dynamic or not 0 < size < 1 << 28:
+            return b""
+        try:
+            return self.process.read(self._address(tag), size)
+        except ValueError:
+            return b""
+
+    def _symbol_count(self) -> int:
+        """From the hash table, since .dynsym does not say its own length."""
+        if _DT_HASH in self.dynamic:
+            return min(struct.unpack("<II", self.process.read(self._address(_DT_HASH), 8))[1], 1 << 22)
+        if _DT_GNU_HASH not in self.dynamic:
+            return 0
+        at = self._address(_DT_GNU_HASH)
+        buckets, first, bloom, _ = struct.unpack("<IIII", self.process.read(at, 16))
+        if buckets > 1 << 22 or bloom > 1 << 20:
+            return 0
+        heads = struct.unpack(f"<{buckets}I", self.process.read(at + 16 + 8 * bloom, 4 * buckets))
+        last = max(heads, default=0)
+        if last < first:
+            return first
+        chains = at + 16 + 8 * bloom + 4 * buckets
+        while last < 1 << 22 and not struct.unpack("<I", self.process.read(chains + 4 * (last - first), 4))[0] & 1:
+            last += 1
+        return last + 1
+
+    @cached_property
+    def import_slots(self) -> tuple[tuple[int, str], ...]:
+        """(address, symbol) of every slot through which this module calls imported functions (R_X86_64_JUMP_SLOT)."""
+        return tuple((at, name) for at, name, kind in self._relocations if kind == _R_JUMP_SLOT)
+
+    @cached_property
+    def _relocations(self) -> tuple[tuple[int, str, int], ...]:
+        """(address, symbol, type) of the slots that the linker bound to symbols."""
+        symbols, strings, _ = self._symbols
+        found = []
+        for table, size in ((_DT_RELA, _DT_RELASZ), (_DT_JMPREL, _DT_PLTRELSZ)):
+            raw = self._table(table, self._value(size))
+            for offset, info, _ in struct.iter_unpack("<QQq", raw[: len(raw) // 24 * 24]):
+                if info & 0xFFFFFFFF in (_R_GLOB_DAT, _R_JUMP_SLOT) and (info >> 32) * 24 + 24 <= len(symbols):
+                    name = struct.unpack_from("<I", symbols, (info >> 32) * 24)[0]
+                    text = strings[name : strings.find(b"\0", name)].decode(errors="replace")
+                    found.append((self.base + offset, text, info & 0xFFFFFFFF))
+        return tuple(found)
+
+    def bound(self, symbol: str) -> int | None:
+        """What a slot of this module for a symbol holds, if the linker has bound it to something outside of the module."""
+        for address, name, _ in self._relocations:
+            if name == symbol:
+                value = self.process.read_word(address)
+                if value and not self.low <= value < self.high:
+                    return value
+        return None
+
+    @cached_property
+    def _versions(self) -> dict[int, str]:
+        """Names of the versions that this module defines, by index."""
+        found: dict[int, str] = {}
+        if _DT_VERDEF not in self.dynamic:
+            return found
+        strings = self._symbols[1]
+        at = self._address(_DT_VERDEF)
+        for _ in range(_MOST_ENTRIES):
+            _, _, index, _, _, auxiliary, following = struct.unpack("<HHHHIII", self.process.read(at, 20))
+            name = struct.unpack("<I", self.process.read(at + auxiliary, 4))[0]
+            found[index] = strings[name : strings.find(b"\0", name)].decode(errors="replace")
+            if not following:
+                break
+            at += following
+        return found
+
+    def define(self, symbol: str, version: str) -> Definition | None:
+        """This module's definition of a symbol, if it has one of that version (any, if it has no versions)."""
+        symbols, strings, versions = self._symbols
+        wanted = symbol.encode() + b"\0"
+        names = set(_all(strings, wanted))  # suffixes of longer names count: linkers share them
+        if not names:
+            return None
+        best = None
+        for index in range(len(symbols) // 24):
+            name, info, _, section, value, _ = struct.unpack_from("<IBBHQQ", symbols, 24 * index)
+            if name not in names or section == 0 or info >> 4 == 0:
+                continue
+            label = struct.unpack_from("<H", versions, 2 * index)[0] if versions else 1
+            if version and self._versions and self._versions.get(label & 0x7FFF, "") not in ("", version):
+                continue
+            found = Definition(value if info & 15 == _STT_TLS else self.base + value, info & 15, self.name)
+            if not label & 0x8000:
+                return found
+            best = best or found
+        return best if version else None
+
+
+def _all(text: bytes, wanted: bytes) -> list[int]:
+    found, at = [], -1
+    while (at := text.find(wanted, at + 1)) >= 0:
+        found.append(at)
+    return found
+
+
+def _build_id(notes: bytes) -> str:
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, size, kind = struct.unpack_from("<III", notes, at)
+        name = notes[at + 12 : at + 12 + name_size]
+        at += 12 + -(-name_size // 4) * 4
+        if kind == 3 and name == b"GNU\0":
+            return notes[at : at + size].hex()
+        at += -(-size // 4) * 4
+    return ""
+
+
+def _dynamic(process: Process, address: int) -> dict[int, tuple[int, ...]]:
+    table: dict[int, list[int]] = {}
+    for index in range(_MOST_ENTRIES):
+        tag, value = struct.unpack("<QQ", process.read(address + 16 * index, 16))
+        if tag == _DT_NULL:
+            break
+        table.setdefault(tag, []).append(value)
+    return {tag: tuple(values) for tag, values in table.items()}
+
+
+def _auxiliary(process: Process) -> dict[int, int]:
+    with open(f"/proc/{process.pid}/auxv", "rb") as file:
+        raw = file.read()
+    words = struct.unpack(f"<{len(raw) // 8}Q", raw[: len(raw) // 8 * 8])
+    return dict(zip(words[::2], words[1::2], strict=False))
+
+
+def _executable_dynamic(process: Process) -> tuple[int, int]:
+    """Load bias and address of the dynamic section of the main program."""
+    auxiliary = _auxiliary(process)
+    at, count = auxiliary.get(_AT_PHDR, 0), auxiliary.get(_AT_PHNUM, 0)
+    table = process.read(at, 56 * count) if at and count < 128 else b""
+    base = dynamic = None
+    for index in range(len(table) // 56):
+        kind, _, _, vaddr = struct.unpack_from("<IIQQ", table, 56 * index)
+        if kind == _PT_PHDR:
+            base = at - vaddr
+        elif kind == _PT_DYNAMIC:
+            dynamic = vaddr
+    if dynamic is None:
+        raise NotNow(
+            Reason(
+                "static-process",
+                process.executable,
+                f"process {process.pid} is statically linked: it has no shared library that could be upgraded",
+            )
+        )
+    base = base or 0
+    return base, base + dynamic
+
+
+def read_modules(process: Process) -> tuple[Module, ...]:
+    """All modules, in the order of the linker's list: the executable first.
+
+    Raises:
+        NotNow: the process is statically linked, or its linker has not come far enough yet.
+    """
+    maps = process.maps()
+    base, dynamic_at = _executable_dynamic(process)
+    rendezvous = _dynamic(process, dynamic_at).get(_DT_DEBUG, (0,))[0]
+    if not rendezvous:
+        raise NotNow(Reason("not-started", str(process.pid), f"process {process.pid} has not finished loading its libraries; try again"))
+    at = process.read_word(rendezvous + 8)
+    found: list[Module] = []
+    while at and len(found) < _MOST_MODULES:
+        bias, name_at, dynamic_at, following = struct.unpack("<QQQQ", process.read(at, 32))
+        module = _module(process, maps, at, bias, name_at, dynamic_at, executable=not found)
+        if module is not None:
+            found.append(module)
+        at = following
+    return tuple(found)
+
+
+def _module(
+    process: Process, maps: Sequence[Mapping], at: int, bias: int, name_at: int, dynamic_at: int, *, executable: bool
+) -> Module | None:
+    home = mapping_at(maps, dynamic_at)
+    if home is None:
+        return None
+    dynamic = _dynamic(process, dynamic_at)
+    if home.inode:
+        same = [m for m in maps if m.inode == home.inode and m.device == home.device and m.path == home.path]
+        index = same.index(home)
+        # One file may be mapped by several modules (dlmopen); ours are those around the dynamic section.
+        first = max((i for i in range(index + 1) if same[i].offset == 0), default=0)
+        mine = [m for i, m in enumerate(same) if i >= first and (i <= index or m.offset)]
+    else:
+        mine = [home]
+    path = home.path.removesuffix(" (deleted)")
+    strings_at = dynamic.get(_DT_STRTAB, (0,))[0]
+    if strings_at < (mine[0].start if mine else 0):
+        strings_at += bias
+    soname = ""
+    needed: list[str] = []
+    try:
+        if _DT_SONAME in dynamic:
+            soname = process.read_string(strings_at + dynamic[_DT_SONAME][0])
+        needed = [process.read_string(strings_at + offset) for offset in dynamic.get(_DT_NEEDED, ())]
+        listed = process.read_string(name_at) if name_at else ""
+    except ValueError:
+        listed = ""
+    name = soname or os.path.basename(listed or path)
+    return Module(process, bias, name, path or listed, home.path.endswith(" (deleted)"), tuple(mine), dynamic, tuple(needed), at, executable)
+
+
+class Scope:
+    """Resolves names as the dynamic linker does for one module."""
+
+    def __init__(self, modules: Sequence[Module], module: Module) -> None:
+        by_name = {m.name: m for m in reversed(modules)}
+        started = _closure(modules[0], by_name)
+        last = max((modules.index(m) for m in started), default=0)
+        # What stands in the list among the modules of the start but is needed by none of them was preloaded.
+        wanted = {name for m in modules for name in m.needed}
+        loaded = [m for m in modules if not m.path.startswith("[")]  # the kernel's own object is searched for by nobody
+        order = [m for m in loaded if m in started or (modules.index(m) < last and m.name not in wanted)]
+        if module not in order:
+            order += [m for m in _closure(module, by_name) if m not in order]
+        self._order = order
+        self._known: dict[tuple[str, str], Definition | None] = {}
+
+    def define(self, symbol: str, version: str) -> Definition | None:
+        """The definition that the linker binds a reference of this module to."""
+        key = symbol, version
+        if key not in self._known:
+            self._known[key] = next((d for m in self._order if (d := m.define(symbol, version))), None)
+        return self._known[key]
+
+
+def _closure(root: Module, by_name: Table[str, Module]) -> list[Module]:
+    """A module and what it needs, breadth first."""
+    order = [root]
+    for module in order:
+        for name in module.needed:
+            other = by_name.get(name)
+            if other is not None and other not in order:
+                order.append(other)
+    return order
+
+
+def tls_block(modules: Sequence[Module], module: Module) -> tuple[int | None, int | None]:
+    """(module id, thread-pointer offset of the block or None if it is allocated on demand) of a module's thread-locals.
+
+    The offsets of these two fields within glibc's private ``struct link_map`` are published for debuggers, in symbols
+    ``_thread_db_link_map_*`` of the C library: three 32-bit words each, bits, count and offset (nptl_db/db_info.c).
+    """
+    libc = next((m for m in modules if m.name.startswith("libc.so")), None)
+    if libc is None:
+        return None, None
+    values: list[int | None] = []
+    for field in ("l_tls_modid", "l_tls_offset"):
+        where = libc.define(f"_thread_db_link_map_{field}", "GLIBC_PRIVATE")
+        if where is None:
+            return None, None
+        bits, _, offset = struct.unpack("<III", module.process.read(where.address, 12))
+        if bits != 64 or offset > 8192:
+            return None, None
+        values.append(module.process.read_word(module.link_map + offset))
+    identifier, offset = values[0] or 0, values[1] or 0
+    if identifier == 0:
+        return None, None
+    # NO_TLS_OFFSET is 0 and FORCED_DYNAMIC_TLS_OFFSET is -1 on x86-64 (elf/dl-tls.h, link.h).
+    return identifier, None if offset in (0, 2**64 - 1) else -offset

@@ -1,0 +1,158 @@
+"""The ledger: what was done to a process, kept in its own memory and so exactly as old as the process.
+
+It is data from another process and checked before use: a header with a size and a checksum, then a compressed record of
+strict types.  A commit switches from one ledger to the next by a single store, among the edits themselves, so that the
+ledger in force always describes the code in force, whenever the tool was killed.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+import msgspec
+
+from hotupgrade.errors import NotNow, Reason
+from hotupgrade.target.agent import Agent
+
+MAGIC = 0x3172656764656C75  # "uledger1"
+VERSION = 1
+_HEADER = struct.Struct("<QQQ")
+_WORD = struct.Struct("<QQQ")
+_MOST_BYTES, _MOST_EXPANDED = 64 << 20, 256 << 20
+
+
+class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One build of a module that lies in the process."""
+
+    build_id: str
+    path: str
+    base: int  # load bias
+    start: int  # the mapping that we made; 0 for the loader's own image
+    size: int
+    placed: list[int] | None
+    owned: list[int]
+    tls_offsets: dict[int, int]
+    pages: int  # bytes that it takes
+
+
+class ModuleRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A module of which the process holds more than one build."""
+
+    name: str
+    base: int  # of the loader's image
+    images: list[ImageRecord]
+    current: int  # index of the build in force
+
+
+class GenerationModule(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    build_id: str
+    path: str
+    previous: int  # index of the build that was in force before
+    image: int
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """One commit, with all that is needed to take it back."""
+
+    number: int
+    time: str
+    modules: list[GenerationModule]
+    data: bytes  # packed words (address, old, new): constants and import slots
+    code: bytes  # packed words: entries of functions
+    forbidden: list[tuple[int, int, str]]  # where no thread may stand when it is taken back
+    busy_break_us: float | None = None
+    max_break_us: float | None = None
+
+
+class Ledger(msgspec.Struct, frozen=True, kw_only=True):
+    version: int = VERSION
+    modules: list[ModuleRecord] = []
+    generations: list[Generation] = []
+
+    @property
+    def generation(self) -> int:
+        """The number of the generation in force; 0 is what the process started with."""
+        return self.generations[-1].number if self.generations else 0
+
+    def module(self, name: str, base: int) -> ModuleRecord | None:
+        return next((m for m in self.modules if m.name == name and m.base == base), None)
+
+
+def pack_words(words: Sequence[tuple[int, int, int]]) -> bytes:
+    return b"".join(_WORD.pack(*word) for word in words)
+
+
+def unpack_words(raw: bytes) -> list[tuple[int, int, int]]:
+    return [(a, b, c) for a, b, c in _WORD.iter_unpack(raw)]
+
+
+def encode(ledger: Ledger) -> bytes:
+    """The bytes that are stored in the target."""
+    body = zlib.compress(msgspec.msgpack.encode(ledger), 1)
+    return _HEADER.pack(MAGIC, len(body), zlib.crc32(body)) + body
+
+
+def decode(header: bytes, body: bytes) -> Ledger:
+    """The inverse of :func:`encode`.
+
+    Raises:
+        ValueError: the bytes are no ledger of this version.
+    """
+    magic, size, checksum = _HEADER.unpack(header)
+    if magic != MAGIC or size != len(body) or zlib.crc32(body) != checksum:
+        raise ValueError("no ledger")
+    expander = zlib.decompressobj()
+    try:
+        raw = expander.decompress(body, _MOST_EXPANDED)
+        if expander.unconsumed_tail:
+            raise ValueError("the ledger is too large")
+        ledger = msgspec.msgpack.decode(raw, type=Ledger)
+    except (zlib.error, msgspec.MsgspecError) as error:
+        raise ValueError(str(error)) from error
+    if ledger.version != VERSION:
+        raise ValueError(f"ledger of version {ledger.version}")
+    _check(ledger)
+    return ledger
+
+
+def _check(ledger: Ledger) -> None:
+    for module in ledger.modules:
+        if not module.images or not 0 <= module.current < len(module.images):
+            raise ValueError("the ledger names an image that it does not hold")
+    for generation in ledger.generations:
+        if len(generation.data) % _WORD.size or len(generation.code) % _WORD.size:
+            raise ValueError("the ledger holds part of an edit")
+        for item in generation.modules:
+            record = next((m for m in ledger.modules if m.name == item.name), None)
+            if record is None or not (0 <= item.previous < len(record.images) and 0 <= item.image < len(record.images)):
+                raise ValueError("the ledger names an image that it does not hold")
+
+
+def read_ledger(agent: Agent | None) -> Ledger:
+    """The ledger in force; an empty one if the process was never upgraded.
+
+    Raises:
+        NotNow: the process holds something that is no ledger.
+    """
+    address = agent.get("ledger") if agent else 0
+    if agent is None or address == 0:
+        return Ledger()
+    try:
+        header = agent.process.read(address, _HEADER.size)
+        size = _HEADER.unpack(header)[1]
+        if size > _MOST_BYTES:
+            raise ValueError("the ledger is too large")
+        return decode(header, agent.process.read(address + _HEADER.size, size))
+    except ValueError as error:
+        pid = agent.process.pid
+        raise NotNow(
+            Reason(
+                "bad-ledger",
+                str(pid),
+                f"process {pid}: the record of earlier upgrades in its memory is damaged ({error}); leave it as it is until it can be "
+                "restarted",
+            )
+        ) from None

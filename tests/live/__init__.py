@@ -1,0 +1,1 @@
+"""Tests on running processes: small programs are upgraded while they run."""
