@@ -69,10 +69,10 @@ class Builder:
 
     def host(self, *libraries: Path, extra: str = "", flags: Sequence[str] = (), now: bool = False) -> Path:
         """The host program, bound to ``libraries`` at its start."""
-        sources = [str(SOURCES / f"{part}.c") for part in ("host", "sleepers", "workers")]
-        if extra:
-            sources.append(str(SOURCES / f"{extra}.c"))
-        words = ["gcc", "-O2", "-g", "-pthread", *WARNINGS, *flags, *sources, "-rdynamic", *_needs(libraries)]
+        parts = ["host", "sleepers", "workers", *([extra] if extra else [])]
+        compiler = ["gcc", "-O2", "-g", "-pthread", *WARNINGS, *flags]
+        objects = [str(self._built(part, f"{part}.o", [*compiler, "-c", str(SOURCES / f"{part}.c")])) for part in parts]
+        words = [*compiler, *objects, "-rdynamic", *_needs(libraries)]
         words.append("-Wl,-z,now" if now else "-Wl,-z,lazy")
         return self._built(f"host-{'-'.join(library.parent.name for library in libraries) or 'bare'}", "host", words)
 
@@ -344,13 +344,17 @@ class HotUpgrade:
             process.kill()
             out, err = process.communicate(timeout=10)
             raise AssertionError(f"{words} did not end within {limit} s\n{out}\n{err}") from None
+        return self.read(words, process.returncode, out, err, time.monotonic() - begin)
+
+    def read(self, words: Sequence[object], code: int, out: str, err: str, seconds: float = 0.0) -> Answer:
+        """What a command that has ended gave."""
         document = {}
-        if "--json" in words and process.returncode >= 0:
+        if "--json" in words and code >= 0:
             try:
                 document = json.loads(out)
             except ValueError:
-                raise AssertionError(f"{words}: no single document:\n{out}\n{err}") from None
-        return Answer(tuple(map(str, words)), process.returncode, out, err, time.monotonic() - begin, document)
+                raise AssertionError(f"{words}: exit {code} and no single document:\n{out}\n{err}") from None
+        return Answer(tuple(map(str, words)), code, out, err, seconds, document)
 
     def __call__(self, *words: object, limit: float = 60) -> Answer:
         return self.finish(self.start(*words), *words, limit=limit)

@@ -45,7 +45,7 @@ def _borrow(wanted: int, pool: Path, loans: Path) -> Path:
         got = persistent(pool) - before
         if got < wanted or not _free_in_time(pool, wanted):
             _set(pool, before)
-            words = f"only {got} of {wanted} hugepages of 2 MiB could be reserved: free some memory"
+            words = f"only {max(got, 0)} of {wanted} hugepages of 2 MiB could be reserved: free some memory"
             raise NotNow(Reason("no-hugepages", str(pool), words))
         return _write_loan(loans, wanted)
 

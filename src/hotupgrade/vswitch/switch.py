@@ -58,7 +58,7 @@ class SwitchOptions:
         if self.rules is not None:
             return self.rules
         return tuple(
-            f"table=0,priority=10,in_port={port},actions=output:{_partner(port, self.ports)}"
+            f"table=0,priority=10,in_port={port},actions={_partner(port, self.ports)}"
             for port in range(1, self.ports + 1)
         )
 
@@ -301,10 +301,12 @@ def _failure(name: str, arguments: Sequence[str], words: str) -> Reason:
     return Reason("switch", name, f"{name} {shown}: {words}")
 
 
-def _partner(port: int, ports: int) -> int:
-    """1 and 2 forward to one another, 3 and 4, and so on; a port that is left over sends back to the first."""
+def _partner(port: int, ports: int) -> str:
+    """1 and 2 forward to one another, 3 and 4, and so on; a port that is left over sends to the first."""
     partner = port + 1 if port % 2 else port - 1
-    return partner if partner <= ports else 1
+    if partner > ports:
+        return "in_port" if port == 1 else "output:1"  # a port never gets its own packets back unless that is said
+    return f"output:{partner}"
 
 
 def _read(path: Path) -> str:

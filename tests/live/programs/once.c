@@ -21,5 +21,5 @@ EXPORT long initialised(long unused UNUSED)
         done = true;
         by_hand += 1 + (VERSION - 1) * 100;
     }
-    return VERSION * 10000 + by_pthread * 100 + by_hand;
+    return VERSION * 1000000 + by_pthread * 1000 + by_hand;
 }

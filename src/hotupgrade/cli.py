@@ -1,0 +1,188 @@
+"""The command ``hotupgrade``.
+
+Exit codes: 0 done (or nothing to do), 1 a bug in hotupgrade, 2 wrong use, 3 refused, 4 not possible now and the target
+unchanged.  With ``--json`` exactly one document goes to standard output; words and progress go to standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from hotupgrade import __version__
+from hotupgrade.errors import HotUpgradeError, UsageError
+from hotupgrade.report import words
+from hotupgrade.upgrade import documents
+
+Document = dict[str, Any]
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+_PID = click.argument("pid", type=click.IntRange(min=1))
+_FILES = click.argument("new", nargs=-1, type=click.Path(path_type=Path))
+_MODULE = click.option(
+    "--module", "modules", multiple=True, metavar="NAME=FILE", help="Replace the module NAME by FILE, whatever its SONAME."
+)
+_TIMEOUT = click.option(
+    "--timeout", type=click.FloatRange(min=0.1, max=3600), default=10.0, show_default=True, help="Seconds to try for."
+)
+_WHOLE = click.option("--whole", is_flag=True, help="Redirect every function, not only those that changed.")
+_IMPORTS = click.option("--imports", is_flag=True, help="Also rewrite the import slots of the other modules.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Upgrade a running process to a newer build of its code, without restarting it."""
+
+
+def _run(command: str, as_json: bool, work: Callable[[], Document]) -> None:
+    """The one place where errors become words and exit codes."""
+    try:
+        document = work()
+    except HotUpgradeError as error:
+        document = documents.failure(command, error)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        document = documents.failure(command, HotUpgradeError(f"this is a bug in hotupgrade: {error!r}"))
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        for reason in document.get("reasons", []):
+            click.echo(f"hotupgrade: {reason['text']}", err=True)
+    else:
+        words.show(document)
+    sys.exit(document["exit_code"])
+
+
+def _named(pairs: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, Path]:
+    named = {}
+    for pair in pairs:
+        name, separator, path = pair.partition("=")
+        if not (name and separator and path):
+            raise UsageError(f"--module wants NAME=FILE, not {pair!r}")
+        named[name] = Path(path)
+    if not named and not files:
+        raise UsageError("name at least one file with a new build")
+    return named
+
+
+@main.command()
+@_PID
+@_JSON
+def inspect(pid: int, as_json: bool) -> None:
+    """Show the modules and threads of a process, and what could be upgraded."""
+
+    def work() -> Document:
+        from hotupgrade.upgrade.look import inspect as look
+
+        return look(pid)
+
+    _run("inspect", as_json, work)
+
+
+@main.command()
+@_PID
+@_FILES
+@_MODULE
+@_WHOLE
+@_JSON
+def check(pid: int, new: tuple[Path, ...], modules: tuple[str, ...], whole: bool, as_json: bool) -> None:
+    """Say whether a process can be upgraded to these builds, and why not.  Touches nothing."""
+
+    def work() -> Document:
+        from hotupgrade.binary.cache import default_cache
+        from hotupgrade.plan.options import PlanOptions
+        from hotupgrade.upgrade.perform import Settings
+        from hotupgrade.upgrade.perform import check as judge
+
+        return judge(pid, new, _named(modules, new), Settings(plan=PlanOptions(whole=whole)), default_cache())
+
+    _run("check", as_json, work)
+
+
+@main.command()
+@_PID
+@_FILES
+@_MODULE
+@click.option("--dry-run", is_flag=True, help="Make the whole plan, but change nothing.")
+@_WHOLE
+@_IMPORTS
+@_TIMEOUT
+@click.option("--measure-empty", is_flag=True, help="Make a stop without edits first, to compare with.")
+@_JSON
+def upgrade(
+    pid: int,
+    new: tuple[Path, ...],
+    modules: tuple[str, ...],
+    dry_run: bool,
+    whole: bool,
+    imports: bool,
+    timeout: float,
+    measure_empty: bool,
+    as_json: bool,
+) -> None:
+    """Upgrade a running process to these builds, all of them in one stop."""
+
+    def work() -> Document:
+        from hotupgrade.binary.cache import default_cache
+        from hotupgrade.plan.options import PlanOptions
+        from hotupgrade.upgrade.perform import Settings
+        from hotupgrade.upgrade.perform import upgrade as perform
+
+        settings = Settings(PlanOptions(whole=whole, imports=imports), timeout, dry_run, measure_empty)
+        return perform(pid, new, _named(modules, new), settings, default_cache())
+
+    _run("upgrade", as_json, work)
+
+
+@main.command()
+@_PID
+@_TIMEOUT
+@_JSON
+def rollback(pid: int, timeout: float, as_json: bool) -> None:
+    """Return a process to the code that it ran before the last upgrade."""
+
+    def work() -> Document:
+        from hotupgrade.upgrade.rollback import rollback as undo
+
+        return undo(pid, timeout)
+
+    _run("rollback", as_json, work)
+
+
+@main.command()
+@_PID
+@_JSON
+def status(pid: int, as_json: bool) -> None:
+    """Show the generations of a process: what is in force, and how long each break was."""
+
+    def work() -> Document:
+        from hotupgrade.upgrade.look import status as look
+
+        return look(pid)
+
+    _run("status", as_json, work)
+
+
+@main.command()
+@_JSON
+def history(as_json: bool) -> None:
+    """Show what was upgraded and rolled back on this machine."""
+
+    def work() -> Document:
+        from hotupgrade.upgrade.look import history as look
+
+        return look()
+
+    _run("history", as_json, work)
+
+
+if __name__ == "__main__":
+    main()

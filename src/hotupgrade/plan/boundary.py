@@ -1,0 +1,227 @@
+"""Addresses at which one object ends and the next thing begins: which of the two does an instruction mean?
+
+While both keep their distance it does not matter.  Where they part (one has a home, the other comes along in the new
+image) the wrong answer sends a loop past the end of its table, so the code is asked, and in doubt the plan is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass
+
+import iced_x86
+import numpy as np
+import numpy.typing as npt
+from iced_x86 import FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import I32, Flags, Form, Kind, References, TargetKind
+from hotupgrade.plan.homes import NEW, Homes
+
+Indices = npt.NDArray[np.intp]
+
+_FAR = 400  # instructions to follow a pointer
+_NEAR = 64  # bytes: the arguments of one call are set up this close together
+_STEP_BEFORE = 4  # instructions between the step of a loop and its test
+_ARGUMENTS = frozenset((Register.RDI, Register.RSI, Register.RDX, Register.RCX, Register.R8, Register.R9))
+_CLOBBERED = _ARGUMENTS | {Register.RAX, Register.R10, Register.R11}
+_READS = (OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
+_WRITES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
+
+
+class Meaning(enum.Enum):
+    START = enum.auto()  # of what begins there
+    END = enum.auto()  # of the object that ends there
+    UNCLEAR = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """A reference that means either of two things which part."""
+
+    function: int
+    ending: int  # row of the object that ends there
+    vaddr: int
+
+
+def settle(build: Build, homes: Homes, functions: Flags) -> tuple[References, tuple[Unclear, ...]]:
+    """The build's references with end pointers attributed to the objects that end there, for some functions.
+
+    Only where it matters, that is, where what ends and what begins at the address will part.
+    """
+    every = build.references
+    candidates, endings = _candidates(build, functions)
+    kind, entity, addend = every.target_kind.copy(), every.entity.copy(), every.addend.copy()
+    unclear: list[Unclear] = []
+    for index, ending in zip(candidates.tolist(), endings.tolist(), strict=True):
+        if not _part(build, homes, index, ending):
+            continue
+        meaning = _meaning(build, index, ending)
+        if meaning is Meaning.END:
+            kind[index], entity[index] = TargetKind.ENTITY, ending
+            addend[index] = int(build.entities.size[ending])
+        elif meaning is Meaning.UNCLEAR:
+            unclear.append(Unclear(int(every.function[index]), ending, int(every.target[index])))
+    settled = dataclasses.replace(every, target_kind=kind, entity=entity, addend=addend)
+    return settled, tuple(unclear)
+
+
+def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32]:
+    """References that take an address at which an object ends that the same function also uses."""
+    every, entities = build.references, build.entities
+    data = np.flatnonzero(np.isin(entities.kind, (Kind.OBJECT, Kind.RELRO, Kind.CONSTANT)) & (entities.size > 0))
+    ends = (entities.address[data] + entities.size[data]).astype(np.int64)
+    order = np.argsort(ends, kind="stable")
+    data, ends = data[order].astype(np.int32), ends[order]
+    takes = np.flatnonzero((every.form == Form.LEA) & functions[np.maximum(every.function, 0)] & (every.function >= 0))
+    if not len(data) or not len(takes):
+        return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.int32)
+    place = np.minimum(np.searchsorted(ends, every.target[takes].astype(np.int64)), len(ends) - 1)
+    ending = data[place]
+    named = every.target_kind[takes] == TargetKind.ENTITY
+    hit = (ends[place] == every.target[takes].astype(np.int64)) & ~(named & (every.entity[takes] == ending))
+    takes, ending = takes[hit], ending[hit]
+    uses = every.target_kind == TargetKind.ENTITY
+    used = every.function[uses].astype(np.int64) << 32 | every.entity[uses]
+    also = np.isin(every.function[takes].astype(np.int64) << 32 | ending, used)
+    return takes[also], ending[also]
+
+
+def _part(build: Build, homes: Homes, index: int, ending: int) -> bool:
+    """Whether what ends and what begins at the address will no longer be neighbours."""
+    every = build.references
+    if every.target_kind[index] == TargetKind.UNKNOWN:
+        return True
+    if every.target_kind[index] != TargetKind.ENTITY:
+        return bool(homes.owner[ending] != NEW)
+    begins = int(every.entity[index])
+    if homes.owner[ending] == NEW or homes.owner[begins] == NEW:
+        return bool(homes.owner[ending] != homes.owner[begins])
+    distance = int(homes.address[begins]) + int(every.addend[index]) - int(homes.address[ending])
+    return distance != int(build.entities.size[ending])
+
+
+def _meaning(build: Build, index: int, ending: int) -> Meaning:
+    if build.references.target_kind[index] == TargetKind.UNKNOWN:
+        return Meaning.END  # nothing else is there
+    return _Follower(build, index, ending).follow()
+
+
+class _Follower:
+    """Follows a pointer from the ``lea`` that makes it to the first use that tells what it points to."""
+
+    def __init__(self, build: Build, index: int, ending: int) -> None:
+        every = build.references
+        self._build = build
+        self._index = index
+        self._ending = ending
+        self._unnamed = every.target_kind[index] == TargetKind.ANONYMOUS
+        row = int(every.function[index])
+        self._low = int(build.entities.address[row])
+        self._high = self._low + int(build.extent[row])
+        self._info = iced_x86.InstructionInfoFactory()
+        self._holders: set[int] = set()
+        self._history: list[Instruction] = []
+
+    def follow(self) -> Meaning:
+        every = self._build.references
+        start = int(every.following[self._index])
+        self._holders = {self._destination(int(every.position[self._index]), start)}
+        decoder = self._decoder(start)
+        for _ in range(_FAR):
+            if not self._low <= decoder.ip < self._high or not self._holders:
+                return Meaning.UNCLEAR
+            instruction = decoder.decode()
+            if (meaning := self._use(instruction)) is not None:
+                return meaning
+            self._history.append(instruction)
+            if instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH:
+                decoder = self._decoder(instruction.near_branch_target)
+            elif instruction.flow_control in (FlowControl.RETURN, FlowControl.INDIRECT_BRANCH):
+                return Meaning.UNCLEAR
+        return Meaning.UNCLEAR
+
+    def _decoder(self, vaddr: int) -> iced_x86.Decoder:
+        inside = self._low <= vaddr < self._high
+        code = self._build.read(vaddr, self._high - vaddr) if inside else b""
+        return iced_x86.Decoder(64, code, ip=vaddr)
+
+    def _destination(self, position: int, following: int) -> int:
+        """The register that ``lea disp32(%rip), reg`` writes."""
+        code = self._build.read(position - 3, following - position + 3)
+        instruction = iced_x86.Decoder(64, code, ip=position - 3).decode()
+        return _full(instruction.op0_register)
+
+    def _use(self, instruction: Instruction) -> Meaning | None:
+        """What this instruction says of the pointer; None if nothing yet.  Keeps track of who holds it."""
+        in_base = _full(instruction.memory_base) in self._holders
+        in_index = _full(instruction.memory_index) in self._holders
+        if in_base or in_index:
+            return self._dereferenced(instruction, in_index)
+        calls = instruction.flow_control in (FlowControl.CALL, FlowControl.INDIRECT_CALL)
+        if calls or (instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH and self._leaves(instruction)):
+            return self._passed()
+        reads = self._registers(instruction, _READS) & self._holders
+        if instruction.mnemonic in (Mnemonic.CMP, Mnemonic.SUB) and reads:
+            return self._compared(instruction)
+        if instruction.mnemonic == Mnemonic.MOV and reads and instruction.op0_kind == OpKind.REGISTER:
+            self._holders.add(_full(instruction.op0_register))
+            return None
+        if reads and not self._saves(instruction):
+            return Meaning.UNCLEAR
+        self._holders -= self._registers(instruction, _WRITES)
+        return None
+
+    def _dereferenced(self, instruction: Instruction, in_index: bool) -> Meaning:
+        """Nothing may be read at the end of an object; with an index, only a switch table is told for sure."""
+        forward = instruction.memory_displacement < 1 << 63
+        indexed = in_index or instruction.memory_index != Register.NONE
+        if not indexed and forward:
+            return Meaning.START
+        if instruction.mnemonic == Mnemonic.MOVSXD and instruction.memory_index_scale == 4 and self._unnamed:
+            return Meaning.START
+        return Meaning.UNCLEAR
+
+    def _passed(self) -> Meaning | None:
+        """A call: an object is passed, unless the start of the other object is passed too, as a range."""
+        if self._holders & _ARGUMENTS:
+            return Meaning.UNCLEAR if self._start_is_near() else Meaning.START
+        self._holders -= _CLOBBERED
+        return None
+
+    def _start_is_near(self) -> bool:
+        every = self._build.references
+        here = int(every.position[self._index])
+        near = np.abs(every.position.astype(np.int64) - here) < _NEAR
+        near &= (every.target_kind == TargetKind.ENTITY) & (every.entity == self._ending) & (every.form == Form.LEA)
+        return bool(np.any(near))
+
+    def _compared(self, instruction: Instruction) -> Meaning:
+        """The test of a loop, or of an identity.  Unnamed data have none."""
+        if self._unnamed:
+            return Meaning.END
+        others = self._registers(instruction, _READS) - self._holders
+        for earlier in self._history[-_STEP_BEFORE:]:
+            if earlier.mnemonic == Mnemonic.ADD and _full(earlier.op0_register) in others:
+                return Meaning.END
+        return Meaning.UNCLEAR
+
+    def _leaves(self, instruction: Instruction) -> bool:
+        return not self._low <= instruction.near_branch_target < self._high
+
+    @staticmethod
+    def _saves(instruction: Instruction) -> bool:
+        """Function prologues push registers that happen to be read before they are loaded again."""
+        return bool(instruction.mnemonic == Mnemonic.PUSH)
+
+    def _registers(self, instruction: Instruction, accesses: tuple[int, ...]) -> set[int]:
+        return {
+            _full(used.register)
+            for used in self._info.info(instruction).used_registers()
+            if used.access in accesses
+        }
+
+
+def _full(register: int) -> int:
+    return int(iced_x86.RegisterExt.full_register(register)) if register else 0

@@ -1,0 +1,274 @@
+"""Whether an address of the old build and one of the new build mean the same, once names are paired."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.code import JumpTable
+from hotupgrade.binary.model import Form, Kind, Slot
+from hotupgrade.binary.relocations import Relocation, relocation_target
+from hotupgrade.plan.match import Match
+
+RESERVED_SLOTS = 3  # .got.plt begins with words for the loader
+MAX_DEPTH = 4  # data that point to data that point to data: beyond this, call it different
+MAX_STRING = 1 << 20
+START_FILES = ("crtstuff.c",)
+
+
+@dataclass
+class Meaning:
+    """Answers are remembered: the same string is referred to from many places."""
+
+    old: Build
+    new: Build
+    pairs: Match
+    _data: dict[tuple[int, int, int], bool] = field(default_factory=dict)
+    _tables: tuple[dict[tuple[int, int], JumpTable], dict[tuple[int, int], JumpTable]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tables = (_by_place(self.old), _by_place(self.new))
+
+    # Names
+
+    def same_row(self, old: int, new: int) -> bool:
+        """Paired, or constants that nobody can tell apart; and of equal size, since code depends on it."""
+        paired = self.pairs.new_of[old] == new or self.pairs.old_of[new] == old
+        ours, theirs = self.old.entities, self.new.entities
+        if ours.kind[old] == Kind.FUNCTION:
+            return bool(paired)
+        if ours.size[old] != theirs.size[new]:
+            return False
+        if paired:
+            return True
+        both_constant = ours.kind[old] == Kind.CONSTANT == theirs.kind[new]
+        partner = int(self.pairs.new_of[old])
+        return bool(both_constant and partner >= 0 and self._equal_constants(partner, new))
+
+    def _equal_constants(self, first: int, second: int) -> bool:
+        entities = self.new.entities
+        if entities.size[first] != entities.size[second] or entities.exported[first] or entities.exported[second]:
+            return False
+        size = int(entities.size[first])
+        places = [int(entities.address[row]) for row in (first, second)]
+        return self.new.read(places[0], size) == self.new.read(places[1], size)
+
+    # Slots
+
+    def slot(self, build: Build, index: int) -> Hashable:
+        """What the loader puts into a GOT slot, in terms that both builds share."""
+        slot = build.slots[index]
+        if slot.relocation == Relocation.DTPMOD64:
+            return ("thread-local pair", slot.symbol, slot.version, self._pair_offset(build, index))
+        if slot.symbol:
+            return self._symbol(build, slot)
+        if slot.relocation in (Relocation.RELATIVE, Relocation.IRELATIVE):
+            return (slot.relocation, *self._place(build, slot.addend))
+        if slot.relocation in (Relocation.TPOFF64, Relocation.DTPOFF64, Relocation.TLSDESC):
+            return (slot.relocation, *self._thread_local(build, slot.addend))
+        section = build.section_at(slot.vaddr)
+        offset = slot.vaddr - section.vaddr if section else -1
+        if section and section.name == ".got.plt" and offset < 8 * RESERVED_SLOTS:
+            return ("loader", offset)
+        return ("constant", build.read(slot.vaddr, 8))
+
+    def _symbol(self, build: Build, slot: Slot) -> Hashable:
+        row = build.by_name.get(slot.symbol)
+        if row is None:
+            return (slot.relocation, slot.symbol, slot.version, slot.addend)
+        # A symbol of the module itself may come with a new version name; its size matters to code that uses it.
+        size = int(build.entities.size[row]) if build.entities.kind[row] != Kind.FUNCTION else 0
+        return (slot.relocation, "own", slot.symbol, slot.addend, size)
+
+    def _pair_offset(self, build: Build, index: int) -> Hashable:
+        """The second word of a thread-local pair: an offset known at link time, or a relocation."""
+        if index + 1 >= len(build.slots) or build.slots[index + 1].vaddr != build.slots[index].vaddr + 8:
+            return ("alone",)
+        following = build.slots[index + 1]
+        if following.relocation == Relocation.DTPOFF64:
+            return self.slot(build, index + 1)
+        return self._thread_local(build, int.from_bytes(build.read(following.vaddr, 8), "little"))
+
+    def _place(self, build: Build, vaddr: int) -> tuple[Hashable, ...]:
+        row = build.row_at(vaddr)
+        if row is None:
+            return ("unnamed", build is self.old, vaddr)
+        return self._row(build, row, vaddr - int(build.entities.address[row]))
+
+    def _thread_local(self, build: Build, offset: int) -> tuple[Hashable, ...]:
+        entities = build.entities
+        for row in np.flatnonzero((entities.kind == Kind.TLS) & (entities.address == offset % (1 << 64))).tolist():
+            return self._row(build, row, 0)
+        return ("thread-local offset", offset)
+
+    def _row(self, build: Build, row: int, addend: int) -> tuple[Hashable, ...]:
+        """In terms of new rows; old rows without a partner equal nothing."""
+        is_old = build is self.old
+        partner = int(self.pairs.new_of[row]) if is_old else row
+        if partner < 0:
+            return ("removed", row)
+        size = int(build.entities.size[row]) if build.entities.kind[row] != Kind.FUNCTION else 0
+        return ("row", partner, addend, size)
+
+    # Addresses
+
+    def same_address(self, old: int, new: int, depth: int = 0) -> bool:
+        """Two places that a data word points to."""
+        ours, theirs = self.old.row_at(old), self.new.row_at(new)
+        if (ours is None) != (theirs is None):
+            return False
+        if ours is not None and theirs is not None:
+            delta = old - int(self.old.entities.address[ours])
+            return delta == new - int(self.new.entities.address[theirs]) and self.same_row(ours, theirs)
+        if self._is_constant_data(self.old, old) and self._is_constant_data(self.new, new):
+            return self.same_data(old, new, 0, depth)
+        return self.same_neighbour(old, new)
+
+    @staticmethod
+    def _is_constant_data(build: Build, vaddr: int) -> bool:
+        section = build.section_at(vaddr)
+        if section is None or section.flags & 4 or section.type == 8:
+            return False
+        low, high = build.relro or (0, 0)
+        return not section.flags & 1 or (low <= section.vaddr and section.vaddr + section.size <= high)
+
+    def same_neighbour(self, old: int, new: int) -> bool:
+        """An unnamed place in writable memory: the same distance behind the same name, in a section of the same name."""
+        ours, theirs = _preceding(self.old, old), _preceding(self.new, new)
+        if ours is None or theirs is None or ours[1] != theirs[1] or ours[2] != theirs[2]:
+            return False
+        # Unnamed code has contents that nobody compared.
+        return self.old.entities.kind[ours[0]] != Kind.FUNCTION and self.same_row(ours[0], theirs[0])
+
+    def same_mark(self, old: int, new: int, function: int, form: int) -> bool:
+        """``__TMC_END__`` and its like, in the start files of the compiler."""
+        if form != Form.LEA or self.new.entities.files[function] not in START_FILES:
+            return False
+        return bool(set(self.old.marks.get(old, ())) & set(self.new.marks.get(new, ())))
+
+    # Anonymous data
+
+    def same_anonymous(self, old: int, new: int, old_function: int, new_function: int, access: int) -> bool:
+        """``access``: bytes that the instruction reads; 0 when it only takes the address."""
+        if access:
+            return self.same_bytes(old, new, access)
+        ours = self._tables[0].get((old, old_function))
+        theirs = self._tables[1].get((new, new_function))
+        if (ours is None) != (theirs is None):
+            return False
+        if ours is not None and theirs is not None:
+            return self.same_table(ours, theirs)
+        return self.same_data(old, new, 0, 0)
+
+    def same_data(self, old: int, new: int, at_least: int, depth: int) -> bool:
+        """As far as both may reach, and in any case up to the end of a string.
+
+        Strings may share their tails, so that another reference in the middle ends nothing: hence the string rule.
+        """
+        size = max(min(_room(self.old, old), _room(self.new, new)), at_least)
+        size = max(size, min(_string_length(self.old, old), _string_length(self.new, new)))
+        size = min(size, self.old.span - old, self.new.span - new)
+        return self.same_bytes(old, new, size, depth)
+
+    def same_bytes(self, old: int, new: int, size: int, depth: int = 0) -> bool:
+        """Equal contents; words that the loader fills must point to the same thing."""
+        key = (old, new, size)
+        known = self._data.get(key)
+        if known is None:
+            self._data[key] = known = self._same_bytes(old, new, size, depth)
+        return known
+
+    def _same_bytes(self, old: int, new: int, size: int, depth: int) -> bool:
+        if old + size > self.old.span or new + size > self.new.span:
+            return False
+        ours, theirs = _relocations_in(self.old, old, size), _relocations_in(self.new, new, size)
+        if not len(ours) and not len(theirs):
+            return self.old.read(old, size) == self.new.read(new, size)
+        if len(ours) != len(theirs) or depth >= MAX_DEPTH:
+            return False
+        first, second = bytearray(self.old.read(old, size)), bytearray(self.new.read(new, size))
+        for i, j in zip(ours.tolist(), theirs.tolist(), strict=True):
+            place = int(self.old.dynamic_relocations.vaddr[i]) - old
+            if place != int(self.new.dynamic_relocations.vaddr[j]) - new or not self.same_word(i, j, depth + 1):
+                return False
+            first[place : place + 8] = second[place : place + 8] = bytes(8)
+        return first[:size] == second[:size]
+
+    def same_word(self, old: int, new: int, depth: int) -> bool:
+        """Two dynamic relocations, by index."""
+        ours, theirs = self.old.dynamic_relocations, self.new.dynamic_relocations
+        if ours.type[old] != theirs.type[new]:
+            return False
+        if ours.type[old] in (Relocation.RELATIVE, Relocation.IRELATIVE):
+            return self.same_address(int(ours.addend[old]), int(theirs.addend[new]), depth)
+        first = self.old.dynamic_symbols[int(ours.symbol[old])] if ours.symbol[old] else None
+        second = self.new.dynamic_symbols[int(theirs.symbol[new])] if theirs.symbol[new] else None
+        if first is None or second is None:
+            return first is second and ours.addend[old] == theirs.addend[new]
+        if first.defined and second.defined:
+            target = relocation_target(ours, self.old.dynamic_symbols, old)
+            other = relocation_target(theirs, self.new.dynamic_symbols, new)
+            if target is not None and other is not None and not self.same_address(target, other, depth):
+                return False
+            return first.name == second.name and ours.addend[old] == theirs.addend[new]
+        identity = (first.name, first.version, first.defined) == (second.name, second.version, second.defined)
+        return identity and bool(ours.addend[old] == theirs.addend[new])
+
+    def same_table(self, old: JumpTable, new: JumpTable) -> bool:
+        """Entry by entry: the same distance into paired functions."""
+        if old.count != new.count:
+            return False
+        old_rows, old_offsets = _entries(self.old, old)
+        new_rows, new_offsets = _entries(self.new, new)
+        return bool((old_offsets == new_offsets).all() and (self.pairs.new_of[old_rows] == new_rows).all())
+
+
+def _by_place(build: Build) -> dict[tuple[int, int], JumpTable]:
+    return {(table.vaddr, table.function): table for table in build.jump_tables}
+
+
+def _entries(build: Build, table: JumpTable) -> tuple[np.ndarray, np.ndarray]:
+    entries = np.frombuffer(build.read(table.vaddr, 4 * table.count), "<i4").astype(np.int64) + table.vaddr
+    rows = build.function_spans.find(entries)
+    return rows, entries - build.entities.address[rows].astype(np.int64)
+
+
+def _preceding(build: Build, vaddr: int) -> tuple[int, int, str] | None:
+    """(row, distance from its start, section) of the name before an address."""
+    spans = build.row_spans
+    at = int(np.searchsorted(spans.start, vaddr, side="right")) - 1
+    # The end of a section is where "one beyond its last object" points.
+    section = build.section_at(vaddr) or build.section_at(vaddr - 1)
+    if at < 0 or section is None or spans.start[at] < section.vaddr:
+        return None
+    row = int(spans.row[at])
+    return row, vaddr - int(build.entities.address[row]), section.name
+
+
+def _room(build: Build, vaddr: int) -> int:
+    edges = build.boundaries
+    at = int(np.searchsorted(edges, vaddr, side="right"))
+    return int(edges[at]) - vaddr if at < len(edges) else build.span - vaddr
+
+
+def _string_length(build: Build, vaddr: int) -> int:
+    """Bytes up to and including the first NUL."""
+    size = 64
+    while size <= MAX_STRING:
+        text = build.read(vaddr, min(size, build.span - vaddr))
+        end = text.find(b"\0")
+        if end >= 0:
+            return end + 1
+        if len(text) < size:
+            return len(text)
+        size *= 8
+    return MAX_STRING
+
+
+def _relocations_in(build: Build, vaddr: int, size: int) -> np.ndarray:
+    places = build.dynamic_relocations.vaddr
+    low, high = np.searchsorted(places, [vaddr, vaddr + size])
+    return np.arange(low, high)

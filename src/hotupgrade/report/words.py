@@ -1,0 +1,171 @@
+"""The documents as a person wants to read them, on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Document = dict[str, Any]
+
+_MANY = 12
+
+
+def show(document: Document) -> None:
+    """Print a document: the answer on standard output, a failure on standard error."""
+    failed = not document.get("ok")
+    console = Console(stderr=failed, highlight=False, soft_wrap=True)
+    painter = _PAINTERS.get(document["command"])
+    if painter is not None and "pid" in document:
+        painter(console, document)
+    elif document["command"] == "history" and not failed:
+        _history(console, document)
+    for note in document.get("notes", []):
+        console.print(Text(f"note: {note['text']}", style="dim"))
+    for reason in document.get("reasons", []):
+        lead = "not now" if document["exit_code"] == 4 else "refused" if document["exit_code"] == 3 else "error"
+        console.print(Text.assemble((f"{lead}: ", "bold red"), reason["text"], (f" [{reason['code']}]", "dim")))
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(names[:_MANY])
+    return shown + (f" and {len(names) - _MANY} more" if len(names) > _MANY else "")
+
+
+def _module_lines(console: Console, document: Document) -> None:
+    for module in document.get("modules", []):
+        console.print(f"{module['name']}: {module['old']['build_id'][:12]} → {module['new']['build_id'][:12]}")
+        for title, table in (("functions", module["functions"]), ("objects", module["objects"])):
+            for key, names in table.items():
+                if isinstance(names, list) and names:
+                    console.print(f"  {title} {key.replace('_', ' ')}: {_names(names)}")
+
+
+def _check(console: Console, document: Document) -> None:
+    styles = {"upgradable": "bold green", "nothing-to-do": "bold", "refused": "bold red"}
+    verdict = document.get("verdict", "refused")
+    console.print(Text.assemble(f"process {document['pid']} ({document['name']}): ", (verdict, styles[verdict])))
+    _module_lines(console, document)
+
+
+def _micro(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f} µs"
+
+
+def _timing(console: Console, document: Document) -> None:
+    phases = document["phases_us"]
+    hot = [name for name in ("stop", "check", "sync", "replace", "start") if name in phases]
+    console.print(
+        f"  prepare {phases['prepare'] / 1000:,.0f} ms, then "
+        + ", ".join(f"{name} {_micro(phases[name])}" for name in hot)
+        + f", cleanup {phases['cleanup'] / 1000:,.0f} ms"
+    )
+    for thread in document["threads"]:
+        if thread["busy"]:
+            console.print(
+                Text.assemble(f"  busy thread {thread['name']} ({thread['tid']}): break ", (_micro(thread["break_us"]), "bold"))
+            )
+    sleepers = [t["break_us"] for t in document["threads"] if not t["busy"]]
+    if sleepers:
+        console.print(f"  {len(sleepers)} sleeping threads: at most {_micro(max(sleepers))}")
+
+
+def _upgrade(console: Console, document: Document) -> None:
+    lead = f"process {document['pid']} ({document['name']})"
+    if document["outcome"] == "nothing-to-do":
+        console.print(f"{lead} runs this build already: nothing to do")
+    elif document["outcome"] == "dry-run":
+        console.print(f"{lead}: this is what an upgrade would do (nothing was changed)")
+        _module_lines(console, document)
+        _edits(console, document)
+    elif document["outcome"] == "done":
+        console.print(Text.assemble(lead, " ", ("upgraded", "bold green"), f" to generation {document['generation']}"))
+        _module_lines(console, document)
+        _edits(console, document)
+        _timing(console, document)
+    else:
+        _check(console, {**document, "verdict": "refused"})
+
+
+def _edits(console: Console, document: Document) -> None:
+    edits = document["edits"]
+    console.print(f"  {edits['count']} words in {edits['pages']} pages; {document['memory_bytes'] / 1024:,.0f} KiB of new memory")
+
+
+def _rollback(console: Console, document: Document) -> None:
+    console.print(
+        Text.assemble(
+            f"process {document['pid']} ({document['name']}) ",
+            ("rolled back", "bold green"),
+            f" from generation {document['from_generation']} to {document['generation']}",
+        )
+    )
+    _timing(console, document)
+
+
+def _status(console: Console, document: Document) -> None:
+    console.print(f"process {document['pid']} ({document['name']}): generation {document['generation']}")
+    if not document["generations"]:
+        console.print("  it runs what it started with")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "generation", "time", "module", "build", "edits", "busy break", "longest break"):
+        table.add_column(title)
+    for item in document["generations"]:
+        for module in item["modules"]:
+            table.add_row(
+                "*" if item["active"] else "",
+                str(item["number"]),
+                item["time"],
+                module["name"],
+                module["build_id"][:12],
+                str(item["edits"]),
+                _micro(item["break_us"]["busy_max"]),
+                _micro(item["break_us"]["max"]),
+            )
+    console.print(table)
+
+
+def _inspect(console: Console, document: Document) -> None:
+    console.print(f"process {document['pid']} ({document['name']}), {document['executable']}: generation {document['generation']}")
+    table = Table(box=None, pad_edge=False)
+    for title in ("module", "generation", "build", "path", ""):
+        table.add_column(title)
+    for module in document["modules"]:
+        state = module["why"] or ("replaced on disk" if module["deleted"] else "")
+        table.add_row(module["name"], str(module["generation"]), module["build_id"][:12], module["path"], state)
+    console.print(table)
+    threads = Table(box=None, pad_edge=False)
+    for title in ("thread", "name", "state", "in"):
+        threads.add_column(title)
+    for thread in document["threads"]:
+        threads.add_row(str(thread["tid"]), thread["name"], thread["state"], thread["system_call"])
+    console.print(threads)
+
+
+def _history(console: Console, document: Document) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("time", "what", "process", "generation", "modules", "busy break"):
+        table.add_column(title)
+    for entry in document["entries"]:
+        table.add_row(
+            str(entry.get("time", "")),
+            str(entry.get("command", "")),
+            f"{entry.get('pid', '')} {entry.get('name', '')}",
+            str(entry.get("generation", "")),
+            ", ".join(m["name"] for m in entry.get("modules", [])),
+            _micro((entry.get("break_us") or {}).get("busy_max")),
+        )
+    console.print(table)
+
+
+_PAINTERS: dict[str, Callable[[Console, Document], None]] = {
+    "check": _check,
+    "upgrade": _upgrade,
+    "rollback": _rollback,
+    "status": _status,
+    "inspect": _inspect,
+}

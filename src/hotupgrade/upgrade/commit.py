@@ -1,0 +1,130 @@
+"""What an upgrade and a rollback share: open the pages, stop, switch ledgers, close the pages, verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hotupgrade.errors import HotUpgradeError
+from hotupgrade.target.agent import (
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+    SYS_CLOSE,
+    SYS_MMAP,
+    SYS_MUNMAP,
+    Agent,
+    Operation,
+    system_call,
+)
+from hotupgrade.target.images import touch
+from hotupgrade.target.maps import PAGE, mapping_at
+from hotupgrade.target.scratch import Scratch
+from hotupgrade.target.stop import Forbidden, Stopper, StopReport, StopRequest, Word, table_size
+from hotupgrade.upgrade.ledger import Ledger, encode
+from hotupgrade.upgrade.recover import LEDGER_NAME
+from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.words import mappings_of, pages
+
+
+@dataclass(frozen=True)
+class Change:
+    """Words to be replaced in one stop, and where no thread may stand meanwhile."""
+
+    data: Sequence[Word]
+    code: Sequence[Word]
+    forbidden: Sequence[Forbidden]
+
+    @property
+    def words(self) -> list[Word]:
+        return [*self.data, *self.code]
+
+    def numbers(self) -> dict[str, int]:
+        """The ``edits`` of a document."""
+        words = self.words
+        return {"count": len(words), "bytes": 8 * len(words), "pages": len(pages(words))}
+
+
+def scratch_size(session: Session, change: Change) -> int:
+    """Working memory for this change."""
+    process = session.process
+    words = len(change.words) + 1
+    tables = table_size(len(process.thread_ids()), len(process.maps()), words, len(change.forbidden))
+    return 2 * tables + 16 * len(pages(change.words)) + 65536
+
+
+class Commit:
+    """One stop that puts a change and a new ledger in force together."""
+
+    def __init__(self, session: Session, agent: Agent, scratch: Scratch, change: Change) -> None:
+        self._session = session
+        self._agent = agent
+        self._scratch = scratch
+        self._change = change
+        self._closing: list[Operation] = []
+        self._stopper = Stopper(agent, session.clocks, scratch, len(change.words) + 1, len(change.forbidden))
+        self._old_ledger = agent.get("ledger")
+        self._ledger_at = self._ledger_room = 0
+
+    def prepare(self, ledger: Ledger) -> None:
+        """Make the pages writable and present, and put the new ledger into the target, not yet in force."""
+        process = self._session.process
+        opening, self._closing = self._scratch.open_for_writing(mappings_of(process.maps(), self._change.words))
+        operations = [*opening, *touch(self._scratch, pages(self._change.words), write=True)]
+        results = self._agent.run(opening)
+        self._agent.check(opening, results)
+        if len(operations) > len(opening):
+            self._agent.run(operations[len(opening) :])
+        body = encode(ledger)
+        # Two places of equal size: the second takes the record of how long the break was.
+        self._ledger_room = -(-(len(body) + 4096) // PAGE) * PAGE
+        descriptor = self._agent.create_file(LEDGER_NAME, [(0, body)], 2 * self._ledger_room)
+        mapping = system_call(SYS_MMAP, 0, 2 * self._ledger_room, PROT_READ | PROT_WRITE, MAP_PRIVATE, descriptor, 0)
+        results = self._agent.run([mapping, system_call(SYS_CLOSE, descriptor, fatal=False)])
+        self._agent.check([mapping], results[:1])
+        self._ledger_at = results[0]
+
+    def empty_stop(self, timeout: float) -> StopReport:
+        """A stop of the same threads without any edit: the control."""
+        return self._stopper.stop(StopRequest(), timeout)
+
+    def stop(self, timeout: float) -> StopReport:
+        """Replace.  Raises NotNow, with nothing changed, if it was not possible in time."""
+        switch = Word(self._agent.field_address("ledger"), self._old_ledger, self._ledger_at)
+        request = StopRequest(self._change.data, [*self._change.code, switch], self._change.forbidden)
+        return self._stopper.stop(request, timeout)
+
+    def verify(self) -> None:
+        """Read every word back.
+
+        Raises:
+            HotUpgradeError: one is not what the plan says; the change is in force, but something else changes this process.
+        """
+        process = self._session.process
+        for word in self._change.words:
+            if process.read_word(word.address) != word.new:
+                raise HotUpgradeError(f"the word at {word.address:#x} is not what was written there: something else changes it")
+
+    def record(self, ledger: Ledger) -> None:
+        """Replace the ledger in force by one that says more, by a single store."""
+        body = encode(ledger)
+        if len(body) <= self._ledger_room:
+            self._session.process.write(self._ledger_at + self._ledger_room, body)
+            self._agent.set(ledger=self._ledger_at + self._ledger_room)
+
+    def close(self, *, committed: bool) -> None:
+        """Put page protections back and give back the ledger that is not in force."""
+        operations = list(self._closing)
+        if committed and self._old_ledger:
+            mapping = mapping_at(self._session.process.maps(), self._old_ledger)
+            if mapping is not None and mapping.path.startswith(f"/memfd:{LEDGER_NAME}"):
+                operations.append(system_call(SYS_MUNMAP, mapping.start, mapping.size, fatal=False))
+        elif not committed and self._ledger_at:
+            operations.append(system_call(SYS_MUNMAP, self._ledger_at, 2 * self._ledger_room, fatal=False))
+        if operations:
+            self._agent.run(operations)
+
+
+def elapsed_us(since: float) -> float:
+    return (time.monotonic() - since) * 1e6

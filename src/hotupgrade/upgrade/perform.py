@@ -1,0 +1,399 @@
+"""The upgrade itself: prepare, hot upgrade, cleanup.  Whatever fails before the commit leaves the target as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from hotupgrade.binary.cache import Cache
+from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
+from hotupgrade.plan.make import make_plan
+from hotupgrade.plan.model import ImagePlan
+from hotupgrade.plan.options import PlanOptions
+from hotupgrade.plan.verdict import footprint, reach, tls_request
+from hotupgrade.target.agent import Agent, Operation, call, leaders
+from hotupgrade.target.images import Area, map_image, register_frames, touch, unmap_image
+from hotupgrade.target.maps import PAGE
+from hotupgrade.target.reserve import load_reserve
+from hotupgrade.target.scratch import Scratch
+from hotupgrade.target.stop import Forbidden, StopReport
+from hotupgrade.upgrade import documents, journal, source
+from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size
+from hotupgrade.upgrade.documents import Document
+from hotupgrade.upgrade.ledger import (
+    Generation,
+    GenerationModule,
+    ImageRecord,
+    Ledger,
+    ModuleRecord,
+    pack_words,
+)
+from hotupgrade.upgrade.prepare import Candidate, Planned, examine, find_room
+from hotupgrade.upgrade.recover import recover, unwinder
+from hotupgrade.upgrade.rollback import undo_last
+from hotupgrade.upgrade.scene import LiveScene
+from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.words import to_words
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator chose.  ``timeout`` in seconds bounds the attempts to stop."""
+
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    timeout: float = 10.0
+    dry_run: bool = False
+    measure_empty: bool = False
+
+
+def check(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: Settings, cache: Cache) -> Document:
+    """The verdict on new builds, as a document.  Touches nothing."""
+    with Session(pid, exclusive=False) as session:
+        candidates = examine(session, files, named, settings.plan, cache)
+        document = documents.head("check", pid, session.process.name)
+        document["generation"] = session.ledger.generation
+        return _judged(document, candidates)
+
+
+def _judged(document: Document, candidates: Sequence[Candidate]) -> Document:
+    """Fill in verdict, reasons, notes and what differs."""
+    refusals = [reason for c in candidates for reason in c.refusals]
+    modules = [documents.compared(c) for c in candidates]
+    document["verdict"] = (
+        "refused" if refusals else "nothing-to-do" if all(c.nothing_to_do for c in candidates) else "upgradable"
+    )
+    document |= {
+        "notes": documents.reasons([note for c in candidates for note in c.notes]),
+        "reasons": documents.reasons(refusals),
+        "modules": modules,
+        **documents.totals(modules),
+    }
+    if refusals:
+        document |= {"ok": False, "outcome": "refused", "exit_code": Refused.exit_code}
+    elif document["verdict"] == "nothing-to-do":
+        document["outcome"] = "nothing-to-do"
+    return document
+
+
+def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: Settings, cache: Cache) -> Document:
+    """Upgrade a running process.
+
+    Args:
+        pid: the process.
+        files: new builds; each replaces the module of its SONAME.
+        named: module name → new build, for builds whose SONAME does not say.
+        settings: the operator's choices.
+        cache: of analyses of builds.
+
+    Returns:
+        The document; ``outcome`` is ``done``, ``nothing-to-do``, ``dry-run`` or ``refused``.
+
+    Raises:
+        Refused: a file cannot be used, or the process is of a kind that cannot be upgraded.
+        NotNow: not possible now; the target is unchanged.
+    """
+    begin = time.monotonic()
+    with Session(pid, exclusive=not settings.dry_run) as session:
+        candidates = examine(session, files, named, settings.plan, cache)
+        document = documents.head("upgrade", pid, session.process.name)
+        document["generation"] = session.ledger.generation
+        _judged(document, candidates)
+        todo = [c for c in candidates if not c.nothing_to_do]
+        if document["exit_code"] or not todo:
+            return document
+        work = _Work(session, todo, settings)
+        if settings.dry_run:
+            work.plan_all()
+            document["outcome"] = "dry-run"
+            return document | work.described()
+        agent = session.require_agent(settings.timeout)
+        recover(agent, session.ledger, session.modules)
+        work.agent = agent
+        work.plan_all()
+        return document | work.carry_out(begin)
+
+
+class _Work:
+    """One upgrade under way."""
+
+    def __init__(self, session: Session, candidates: Sequence[Candidate], settings: Settings) -> None:
+        self._session = session
+        self._candidates = candidates
+        self._settings = settings
+        self._planned: list[Planned] = []
+        self._memory: dict[str, int] = {}
+        self._mapped: list[tuple[ImagePlan, bool]] = []
+        self.agent: Agent | None = None
+
+    # prepare
+
+    def plan_all(self) -> None:
+        """Plans for all modules."""
+        taken: list[tuple[int, int]] = []
+        for candidate in self._candidates:
+            low, high = reach(candidate.images)
+            base = find_room(self._session, candidate, footprint(candidate.new), low, high, taken)
+            scene = LiveScene(self._session.process, self._session.modules, candidate.module)
+            plan = make_plan(
+                candidate.module.name,
+                candidate.images,
+                candidate.current,
+                candidate.new,
+                candidate.comparisons,
+                scene,
+                base,
+                self._settings.plan,
+                tls_reserve=self._reserve(candidate, scene),
+                other_slots=self._import_slots(candidate) if self._settings.plan.imports else (),
+            )
+            self._planned.append(Planned(candidate, plan))
+
+    def _reserve(self, candidate: Candidate, scene: LiveScene) -> dict[int, int]:
+        """Room for new thread-locals: row → offset from the module's own block."""
+        request = tls_request(candidate.images, candidate.current, candidate.new, candidate.comparisons, self._settings.plan)
+        if request is None:
+            return {}
+        if scene.tls_block is None:
+            raise Refused(
+                Reason(
+                    "tls-dynamic",
+                    candidate.module.name,
+                    f"{candidate.module.name} was loaded by dlopen and its thread-locals are allocated on demand: a new one has no place",
+                )
+            )
+        place = -65536  # a dry run has no reserve; any distance will do to see whether the plan can be made
+        if self.agent is not None:
+            with Scratch(self.agent, 4096) as scratch:
+                place = load_reserve(self.agent, scratch, request.initial, request.alignment)
+        return {row: place + offset - scene.tls_block for row, offset in request.offsets.items()}
+
+    def _import_slots(self, candidate: Candidate) -> list[tuple[int, int, str]]:
+        """Call slots of the other modules: (address, content, description)."""
+        process = self._session.process
+        return [
+            (address, process.read_word(address), f"{module.name}: {symbol}")
+            for module in self._session.modules
+            if module is not candidate.module
+            for address, symbol in module.import_slots
+        ]
+
+    # carry out
+
+    def carry_out(self, begin: float) -> Document:
+        """Place, stop, replace, clean up."""
+        agent = self._required_agent()
+        change = self._change()
+        constructors = [c for item in self._planned for c in item.plan.constructors]
+        if constructors:
+            self._require_main()
+        with Scratch(agent, scratch_size(self._session, change)) as scratch:
+            commit = Commit(self._session, agent, scratch, change)
+            try:
+                self._place(scratch)
+                ledger = self._next_ledger(change, None)
+                commit.prepare(ledger)
+                prepare_us = elapsed_us(begin)
+                empty = commit.empty_stop(self._settings.timeout) if self._settings.measure_empty else None
+                report = commit.stop(self._settings.timeout)
+            except BaseException:
+                with contextlib.suppress(NotNow):
+                    commit.close(committed=False)
+                    self._remove()
+                raise
+            after = time.monotonic()
+            commit.close(committed=True)
+            commit.verify()
+            commit.record(self._next_ledger(change, report))
+        if constructors:
+            self._construct([call(c.address) for c in constructors])
+        for item in self._planned:
+            source.keep(item.candidate.new)
+        document = self.described() | documents.stopped(report, prepare_us, elapsed_us(after))
+        document["generation"] = ledger.generation
+        document["edits"] = change.numbers()
+        document["empty_stop_us"] = documents.breaks(empty) if empty else None
+        self._enter(document)
+        return document
+
+    def _required_agent(self) -> Agent:
+        if self.agent is None:
+            raise HotUpgradeError("an upgrade was begun without an agent")
+        return self.agent
+
+    def _change(self) -> Change:
+        data, code = to_words(edit for item in self._planned for edit in item.plan.edits)
+        forbidden = [Forbidden(w.low, w.high, w.name) for item in self._planned for w in item.plan.watches]
+        return Change(data, code, forbidden)
+
+    def _require_main(self) -> None:
+        """New constructors run on the main thread: it must be one that can be visited."""
+        process = self._session.process
+        limit = time.monotonic() + self._settings.timeout
+        while not leaders(process.threads(), process.pid, only_main=True):
+            if time.monotonic() > limit:
+                raise NotNow(
+                    Reason("main-busy", str(process.pid), "the new build has constructors, but the main thread is never asleep to run them")
+                )
+            time.sleep(0.005)
+
+    def _place(self, scratch: Scratch) -> None:
+        """Map the new images and tell the unwinder of them."""
+        agent = self._required_agent()
+        register = unwinder(self._session.modules)[0]
+        for item in self._planned:
+            image = item.plan.image
+            if image is None:
+                continue
+            areas = [Area(p.offset, p.size, p.writable, p.executable) for p in image.protections]
+            pieces = [(piece.offset, piece.content) for piece in image.pieces]
+            name = item.candidate.module.name
+            self._memory[name] = map_image(agent, name, image.base, image.size, pieces, areas)
+            framed = bool(register and image.eh_frame)
+            self._mapped.append((image, framed))
+            operations: list[Operation] = []
+            operations += touch(scratch, _pages(image, writable=False), write=False)
+            operations += touch(scratch, _pages(image, writable=True), write=True)
+            if framed and image.eh_frame:
+                operations.append(register_frames(register, image.base, image.size, image.eh_frame))
+            if operations:
+                agent.run(operations)
+
+    def _remove(self) -> None:
+        """Take back what was mapped for a commit that did not come."""
+        agent = self._required_agent()
+        release = unwinder(self._session.modules)[1]
+        for image, framed in self._mapped:
+            operations = [unmap_image(image.base, image.size)]
+            if framed and image.eh_frame:
+                operations.insert(0, call(release, image.eh_frame))
+            agent.run(operations)
+
+    def _construct(self, calls: Sequence[Operation]) -> None:
+        """Run new constructors; if the main thread cannot be had, take the commit back."""
+        try:
+            self._required_agent().run(calls, only_main=True, timeout=max(self._settings.timeout, 5.0))
+        except NotNow:
+            undo_last(self._session, self._settings.timeout)
+            raise
+
+    # record
+
+    def _next_ledger(self, change: Change, report: StopReport | None) -> Ledger:
+        ledger = self._session.ledger
+        names = {item.candidate.module.name for item in self._planned}
+        modules = [m for m in ledger.modules if m.name not in names] + [self._record(item) for item in self._planned]
+        generation = Generation(
+            number=ledger.generation + 1,
+            time=documents.now(),
+            modules=[
+                GenerationModule(
+                    name=item.candidate.module.name,
+                    build_id=item.candidate.new.build_id,
+                    path=item.candidate.path,
+                    previous=item.candidate.current,
+                    image=item.index,
+                )
+                for item in self._planned
+            ],
+            data=pack_words([(w.address, w.old, w.new) for w in change.data]),
+            code=pack_words([(w.address, w.old, w.new) for w in change.code]),
+            forbidden=[entry for item in self._planned for entry in active_code(item)],
+            busy_break_us=report.busy_max_us if report else None,
+            max_break_us=report.max_us if report else None,
+        )
+        return msgspec.structs.replace(ledger, modules=modules, generations=[*ledger.generations, generation])
+
+    def _record(self, item: Planned) -> ModuleRecord:
+        candidate, ledger = item.candidate, self._session.ledger
+        known = ledger.module(candidate.module.name, candidate.module.base)
+        images = list(known.images) if known else [_image_record(candidate, item, 0)]
+        if item.plan.image is not None:
+            images.append(_image_record(candidate, item, item.index, self._memory.get(candidate.module.name, 0)))
+        return ModuleRecord(name=candidate.module.name, base=candidate.module.base, images=images, current=item.index)
+
+    def described(self) -> Document:
+        """The plan's part of the document."""
+        change = self._change()
+        modules = [documents.planned(item, self._estimate(item)) for item in self._planned]
+        return {
+            "modules": modules,
+            **documents.totals(modules),
+            "edits": change.numbers(),
+            "memory_bytes": sum(module["memory_bytes"] for module in modules),
+        }
+
+    def _estimate(self, item: Planned) -> int:
+        image = item.plan.image
+        return len(_pages(image, writable=None)) * PAGE if image else 0
+
+    def _enter(self, document: Document) -> None:
+        journal.append(
+            {
+                "time": document.get("time", documents.now()),
+                "command": "upgrade",
+                "pid": self._session.process.pid,
+                "name": self._session.process.name,
+                "outcome": "done",
+                "generation": document["generation"],
+                "modules": [{"name": m["name"], "build_id": m["new"]["build_id"]} for m in document["modules"]],
+                "break_us": document["break_us"],
+            }
+        )
+
+
+def active_code(item: Planned) -> list[tuple[int, int, str]]:
+    """Where the functions run that a rollback takes away: no thread may stand there then."""
+    candidate, plan = item.candidate, item.plan
+    new, comparison = candidate.new, candidate.comparison
+    home = candidate.comparisons[0].old_of
+    first = candidate.images[0]
+    placed = plan.placed.placed
+    found = []
+    for row in comparison.replaced.nonzero()[0].tolist():
+        size = int(new.entities.size[row])
+        if (placed is None or row in placed) and item.index:
+            start = plan.placed.base + int(new.entities.address[row])
+        elif home[row] >= 0:
+            start = first.base + int(first.build.entities.address[home[row]])
+            size = int(first.build.entities.size[home[row]])
+        else:
+            continue
+        found.append((start, start + size, new.entities.names[row]))
+    return found
+
+
+def _image_record(candidate: Candidate, item: Planned, index: int, pages: int = 0) -> ImageRecord:
+    image = item.record_images[index]
+    return ImageRecord(
+        build_id=image.build.build_id,
+        path=candidate.path if index else candidate.module.path,
+        base=image.base,
+        start=item.plan.image.base if index and item.plan.image else 0,
+        size=item.plan.image.size if index and item.plan.image else 0,
+        placed=None if image.placed is None else sorted(image.placed),
+        owned=sorted(image.owned),
+        tls_offsets=dict(image.tls_offsets),
+        pages=pages,
+    )
+
+
+def _pages(image: ImagePlan, *, writable: bool | None) -> list[int]:
+    """Absolute addresses of the pages that have contents, by protection."""
+    used = set()
+    for piece in image.pieces:
+        if piece.content:
+            used.update(range(piece.offset // PAGE, (piece.offset + len(piece.content) - 1) // PAGE + 1))
+    may_write = {
+        page
+        for p in image.protections
+        if p.writable
+        for page in range(p.offset // PAGE, (p.offset + p.size - 1) // PAGE + 1)
+    }
+    if writable is not None:
+        used = {page for page in used if (page in may_write) == writable}
+    return [image.base + page * PAGE for page in sorted(used)]

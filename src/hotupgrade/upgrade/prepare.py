@@ -1,0 +1,154 @@
+"""Prepare: which module each new build replaces, what differs, the verdict, and the plan.  Changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.cache import Cache
+from hotupgrade.errors import Reason, Refused
+from hotupgrade.plan.cache import compare_cached
+from hotupgrade.plan.model import Comparison, Image, ModulePlan
+from hotupgrade.plan.options import PlanOptions
+from hotupgrade.plan.verdict import verdict
+from hotupgrade.target.images import ANNEX
+from hotupgrade.target.maps import PAGE, free_base
+from hotupgrade.target.modules import Module
+from hotupgrade.upgrade.ledger import ModuleRecord
+from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.source import open_earlier, open_loaded, open_new
+
+
+@dataclass
+class Candidate:
+    """One module and the build that is to replace its code."""
+
+    module: Module
+    new: Build
+    path: str
+    images: list[Image]
+    current: int
+    comparisons: list[Comparison]
+    refusals: list[Reason] = field(default_factory=list)
+    notes: list[Reason] = field(default_factory=list)
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """The build is in force already."""
+        return self.images[self.current].build.build_id == self.new.build_id
+
+    @property
+    def comparison(self) -> Comparison:
+        """The new build against the one in force."""
+        return self.comparisons[self.current]
+
+
+def find_module(modules: Sequence[Module], build: Build, path: str, name: str | None) -> Module:
+    """The module that a build replaces: the one of its SONAME, or of the name that the operator gave.
+
+    Raises:
+        Refused: there is none, or more than one.
+    """
+    wanted = name or build.soname
+    if build.executable and name is None:
+        raise Refused(
+            Reason("executable", path, f"{path} is an executable; this version upgrades shared libraries only (the main program is next)")
+        )
+    found = [m for m in modules if wanted and not m.executable and wanted in (m.name, Path(m.path).name)]
+    if not found:
+        what = f"no library named {wanted}" if wanted else "nothing that it could replace, as it has no SONAME (say --module NAME=FILE)"
+        raise Refused(Reason("no-such-module", path, f"{path} is no newer build of anything in the process: it holds {what}"))
+    if len(found) > 1:
+        raise Refused(Reason("several-modules", path, f"the process holds {len(found)} modules named {wanted}; it cannot be told which is meant"))
+    return found[0]
+
+
+def images_of(module: Module, record: ModuleRecord | None, cache: Cache) -> tuple[list[Image], int]:
+    """All builds of a module that the process holds, and which of them is in force."""
+    images = [Image(open_loaded(module, cache), module.base)]
+    if record is None:
+        return images, 0
+    for item in record.images[1:]:
+        images.append(
+            Image(
+                open_earlier(item.build_id, item.path, cache),
+                item.base,
+                None if item.placed is None else frozenset(item.placed),
+                frozenset(item.owned),
+                item.tls_offsets,
+            )
+        )
+    return images, record.current
+
+
+def examine(
+    session: Session, files: Sequence[Path], named: Mapping[str, Path], options: PlanOptions, cache: Cache
+) -> list[Candidate]:
+    """Open and compare all new builds and give the verdict on each.
+
+    Raises:
+        Refused: a file cannot be used at all, or matches no module.
+    """
+    candidates: list[Candidate] = []
+    for name, path in [*((None, path) for path in files), *named.items()]:
+        build = open_new(path, cache)
+        module = find_module(session.modules, build, str(path), name)
+        if any(c.module is module for c in candidates):
+            raise Refused(Reason("twice", str(path), f"{path}: {module.name} is named twice"))
+        images, current = images_of(module, session.ledger.module(module.name, module.base), cache)
+        comparisons = [compare_cached(image.build, build, cache) for image in images]
+        candidate = Candidate(module, build, str(path), images, current, comparisons)
+        if not candidate.nothing_to_do:
+            candidate.refusals, candidate.notes = verdict(images, current, build, comparisons, options)
+        candidates.append(candidate)
+    return candidates
+
+
+def find_room(session: Session, candidate: Candidate, size: int, low: int, high: int, taken: list[tuple[int, int]]) -> int:
+    """A base for an image within reach of the module's homes.
+
+    Raises:
+        Refused: there is no room.
+    """
+    base = free_base(session.process.maps(), size + ANNEX + PAGE, low, high, taken)
+    if base is None:
+        raise Refused(
+            Reason(
+                "no-room",
+                candidate.module.name,
+                f"{candidate.module.name}: no free range of {size} bytes within 2 GiB of the module in the process's address space",
+            )
+        )
+    taken.append((base, base + size + ANNEX + PAGE))
+    return base
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A candidate with its plan."""
+
+    candidate: Candidate
+    plan: ModulePlan
+
+    @property
+    def record_images(self) -> list[Image]:
+        """The module's images after the commit."""
+        images = list(self.candidate.images)
+        if self.plan.image is not None:
+            images.append(self.plan.placed)
+        return images
+
+    @property
+    def index(self) -> int:
+        """The index of the image that becomes current."""
+        for index, image in enumerate(self.record_images):
+            if image is self.plan.placed or (image.build.build_id, image.base) == (self.plan.placed.build.build_id, self.plan.placed.base):
+                return index
+        raise AssertionError("a plan names an image that the module does not have")
+
+
+def with_tls(image: Image, offsets: Mapping[int, int]) -> Image:
+    return dataclasses.replace(image, tls_offsets=dict(offsets))

@@ -1,0 +1,77 @@
+"""Put right what a tool that was killed left in the target: nothing of it is in force, as the ledger tells."""
+
+from __future__ import annotations
+
+import os
+
+from hotupgrade.target.agent import NAME, SYS_CLOSE, SYS_MUNMAP, Agent, Operation, call, system_call
+from hotupgrade.target.images import ANNEX
+from hotupgrade.target.maps import Mapping
+from hotupgrade.target.modules import Module
+from hotupgrade.target.scratch import leftovers
+from hotupgrade.upgrade.ledger import Ledger
+
+LEDGER_NAME = f"{NAME}-ledger"
+_BATCH = 12
+
+
+def recover(agent: Agent, ledger: Ledger, modules: tuple[Module, ...]) -> int:
+    """Give back orphaned descriptors, working memory, ledgers and images; returns how many things were put right."""
+    operations = [*_descriptors(agent), *leftovers(agent.process), *_ledgers(agent), *_images(agent, ledger, modules)]
+    for start in range(0, len(operations), _BATCH):
+        agent.run(operations[start : start + _BATCH])
+    return len(operations)
+
+
+def _descriptors(agent: Agent) -> list[Operation]:
+    folder = f"/proc/{agent.process.pid}/fd"
+    found = []
+    for name in os.listdir(folder):
+        try:
+            if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{NAME}"):
+                found.append(system_call(SYS_CLOSE, int(name), fatal=False))
+        except OSError:
+            continue
+    return found
+
+
+def _ledgers(agent: Agent) -> list[Operation]:
+    current = agent.get("ledger")
+    return [
+        system_call(SYS_MUNMAP, m.start, m.size, fatal=False)
+        for m in agent.process.maps()
+        if m.path == f"/memfd:{LEDGER_NAME} (deleted)" and not m.start <= current < m.end
+    ]
+
+
+def _images(agent: Agent, ledger: Ledger, modules: tuple[Module, ...]) -> list[Operation]:
+    """Images that were mapped for a commit that never came."""
+    process = agent.process
+    known = {image.start for module in ledger.modules for image in module.images}
+    orphans: dict[tuple[int, str], list[Mapping]] = {}
+    for mapping in process.maps():
+        if mapping.path.startswith(f"/memfd:{NAME}:"):
+            orphans.setdefault((mapping.inode, mapping.path), []).append(mapping)
+    operations: list[Operation] = []
+    for parts in orphans.values():
+        start, end = parts[0].start, parts[-1].end
+        if start in known or parts[0].offset != 0:
+            continue
+        frames = process.read_word(end - ANNEX + 24)  # struct object of libgcc: pc_begin, tbase, dbase, the table
+        release = unwinder(modules)[1]
+        if frames:
+            if not release:
+                continue
+            operations.append(call(release, frames))
+        operations.append(system_call(SYS_MUNMAP, start, end - start, fatal=False))
+    return operations
+
+
+def unwinder(modules: tuple[Module, ...]) -> tuple[int, int]:
+    """libgcc's (__register_frame_info, __deregister_frame_info) in the process; zeros if it has no unwinder loaded."""
+    library = next((m for m in modules if m.name.startswith("libgcc_s.so")), None)
+    if library is None:
+        return 0, 0
+    register = library.define("__register_frame_info", "")
+    release = library.define("__deregister_frame_info", "")
+    return (register.address, release.address) if register and release else (0, 0)

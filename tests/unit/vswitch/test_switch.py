@@ -1,0 +1,35 @@
+"""What can be said of a switch before one is started."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hotupgrade.vswitch.switch import SwitchOptions
+
+
+@pytest.mark.parametrize(
+    ("ports", "actions"),
+    [
+        (1, ["in_port"]),
+        (2, ["output:2", "output:1"]),
+        (3, ["output:2", "output:1", "output:1"]),
+        (4, ["output:2", "output:1", "output:4", "output:3"]),
+    ],
+)
+def test_pairs_forward_to_one_another(ports: int, actions: list[str]) -> None:
+    rules = SwitchOptions(ports=ports).forwarding_rules()
+    assert [rule.partition("actions=")[2] for rule in rules] == actions
+    assert [f"in_port={port}," in rules[port - 1] for port in range(1, ports + 1)] == [True] * ports
+
+
+def test_own_rules_replace_them() -> None:
+    assert SwitchOptions(rules=()).forwarding_rules() == ()
+    assert SwitchOptions(rules=("a", "b")).forwarding_rules() == ("a", "b")
+
+
+def test_cores_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {2, 3, 5})
+    assert SwitchOptions().cores() == (2, (5,))
+    assert SwitchOptions(main_core=3, pmd_cores=(2, 5)).cores() == (3, (2, 5))
