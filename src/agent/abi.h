@@ -7,6 +7,7 @@
 
 #define HU_MAGIC 0x3165646172677075ull /* "upgrade1" */
 #define HU_ABI 1ull
+#define HU_CPU_WORDS 16 /* 1,024 processors */
 
 /* Life of one stop.  A compare-and-swap leads from STOPPING to exactly one of COMMITTING and ABORTED. */
 enum hu_state { HU_IDLE = 0, HU_STOPPING = 1, HU_COMMITTING = 2, HU_COMMITTED = 3, HU_ABORTED = 4 };
@@ -86,6 +87,7 @@ struct hu_mailbox {
     uint64_t generation; /* number of commits in force; changed by an edit of the plan itself */
     uint64_t ledger, ledger_size;
     uint64_t leader_in, leader_out; /* time stamps of the leader's visit */
+    uint64_t cpus[HU_CPU_WORDS];    /* where the leader is to run meanwhile: off the busy threads' cores; 0: anywhere */
 };
 
 /* What the tool writes below the red zone of a thread that it sends here. */

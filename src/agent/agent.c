@@ -15,6 +15,8 @@
 #define SYS_close 3
 #define SYS_rt_sigpending 127
 #define SYS_futex 202
+#define SYS_sched_setaffinity 203
+#define SYS_sched_getaffinity 204
 #define SYS_clock_gettime 228
 #define SYS_ppoll 271
 #define SYS_rt_tgsigqueueinfo 297
@@ -38,6 +40,9 @@
 
 /* How long a busy thread spins for the others before it lets them have its core.  Two cores may have to run four of them. */
 #define SPIN_BEFORE_YIELD 60000ull
+
+/* How often the leader looks whether the busy threads are done. */
+#define LOOK_AGAIN_NS 30000ull
 
 /* More than this between a stack pointer and the end of its stack is no stack that can be scanned in a stop. */
 #define MOST_STACK (64ull << 20)
@@ -121,15 +126,15 @@ static void wake(uint64_t *word)
     system3(SYS_futex, word, FUTEX_WAKE_PRIVATE, 0x7fffffff);
 }
 
-/* Sleep until the low half of *word is no longer value, at most until the stop's time limit.  Neither call used here keeps
+/* Sleep until the low half of *word is no longer value, at most until a moment of CLOCK_MONOTONIC.  Neither call used here keeps
  * state in the kernel's restart block, which still holds what is left of an interrupted nanosleep() or poll(). */
-static void sleep_while(uint64_t *word, uint64_t value)
+static void sleep_while(uint64_t *word, uint64_t value, uint64_t until_ns)
 {
     struct {
         uint64_t value, address;
         uint32_t flags, reserved;
     } waiter = {value & 0xffffffff, (uint64_t)word, FUTEX2_32_PRIVATE, 0};
-    struct timespec_kernel limit = {(int64_t)(hu_mailbox.deadline_ns / 1000000000), (int64_t)(hu_mailbox.deadline_ns % 1000000000)};
+    struct timespec_kernel limit = {(int64_t)(until_ns / 1000000000), (int64_t)(until_ns % 1000000000)};
     int64_t result = system6(SYS_futex_waitv, (uint64_t)&waiter, 1, 0, (uint64_t)&limit, 1 /* CLOCK_MONOTONIC */, 0);
     if (result == -ENOSYS_) {
         struct timespec_kernel moment = {0, 200000};
@@ -295,7 +300,7 @@ static void park(struct hu_frame *frame)
             }
             continue;
         }
-        sleep_while(&hu_mailbox.state, state);
+        sleep_while(&hu_mailbox.state, state, hu_mailbox.deadline_ns);
     }
     serialize();
     thread->released = now();
@@ -402,7 +407,11 @@ static void stop_busy(void)
             give_up(HU_LATE, 0, 0);
             continue;
         }
-        system0(SYS_sched_yield);
+        /* Do not spin: this may be the very core that a busy thread needs in order to come in.  And have the busy threads
+         * wake nobody: looking again soon costs only us. */
+        struct timespec_kernel moment;
+        system2(SYS_clock_gettime, 1 /* CLOCK_MONOTONIC */, &moment);
+        sleep_while(&hu_mailbox.state, state, (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds + LOOK_AGAIN_NS);
     }
     /* Ignoring a signal discards those still queued (POSIX); only then may its action be what it was, which would end the
      * process. */
@@ -457,7 +466,7 @@ static void stop(struct hu_frame *frame)
         if (late()) {
             give_up(HU_LATE, 0, 0);
         } else {
-            sleep_while(&hu_mailbox.sleepers_in, in);
+            sleep_while(&hu_mailbox.sleepers_in, in, hu_mailbox.deadline_ns);
         }
     }
     hu_mailbox.stamps[HU_T_PARKED] = now();
@@ -498,7 +507,18 @@ __attribute__((target("xsave"))) static uint64_t call(const struct hu_op *op)
 static void run(struct hu_frame *frame)
 {
     struct hu_op *ops = (struct hu_op *)hu_mailbox.ops;
+    uint64_t cpus[HU_CPU_WORDS];
+    int64_t moved = -1;
     hu_mailbox.leader_in = now();
+    for (int i = 0; i < HU_CPU_WORDS; i++) {
+        if (hu_mailbox.cpus[i]) {
+            moved = system3(SYS_sched_getaffinity, 0, sizeof cpus, cpus);
+            break;
+        }
+    }
+    if (moved > 0) {
+        system3(SYS_sched_setaffinity, 0, sizeof hu_mailbox.cpus, hu_mailbox.cpus);
+    }
     for (uint64_t i = 0; i < hu_mailbox.op_count; i++) {
         struct hu_op *op = &ops[i];
         const uint64_t *pages = (const uint64_t *)op->number;
@@ -526,6 +546,9 @@ static void run(struct hu_frame *frame)
             stop(frame);
             break;
         }
+    }
+    if (moved > 0) {
+        system3(SYS_sched_setaffinity, 0, moved, cpus);
     }
     hu_mailbox.leader_out = now();
     store(&hu_mailbox.ops_done, hu_mailbox.serial);

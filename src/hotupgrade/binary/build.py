@@ -23,6 +23,7 @@ from hotupgrade.binary.elf import (
     SHF_TLS,
     Dt,
     ElfFile,
+    SectionType,
 )
 from hotupgrade.binary.model import I32, U8, Flags, Kind, References, Section
 from hotupgrade.binary.relocations import (
@@ -119,11 +120,19 @@ class Build:
 
     def section_at(self, vaddr: int) -> Section | None:
         """The allocated section that holds this vaddr."""
-        for section in self.sections.values():
-            tls_bss = section.flags & SHF_TLS and section.type == 8  # takes no room in the image
-            if section.flags & SHF_ALLOC and not tls_bss and 0 <= vaddr - section.vaddr < section.size:
+        for section in self._allocated:
+            if 0 <= vaddr - section.vaddr < section.size:
                 return section
         return None
+
+    @cached_property
+    def _allocated(self) -> tuple[Section, ...]:
+        return tuple(
+            section
+            for section in self.sections.values()
+            if section.flags & SHF_ALLOC
+            and not (section.flags & SHF_TLS and section.type == SectionType.NOBITS)  # takes no room in the image
+        )
 
     # Lazy: address maps
 

@@ -65,7 +65,8 @@ def _leaves_function(build: Build, found: CodeReferences) -> Flags:
     target = found.target.astype(np.int64)
     start = build.entities.address[found.function].astype(np.int64)
     inside = (target >= start) & (target < start + build.extent[found.function])
-    return ~inside | ((found.form == Form.LEA) & (target == start))
+    keep: Flags = ~inside | ((found.form == Form.LEA) & (target == start))
+    return keep
 
 
 def _classified(build: Build, found: CodeReferences, keep: Flags) -> References:

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from iced_x86 import Decoder, Instruction, MemorySizeInfo, Mnemonic, OpKind
+from iced_x86 import Decoder, Instruction, MemorySize, MemorySizeInfo, Mnemonic, OpKind
 
 from hotupgrade.binary.model import I32, U8, U64, Form
 
@@ -98,7 +98,7 @@ def _branch_table(instructions: list[Instruction], rows: list[int]) -> Columns:
 
 
 @cache
-def _width(memory_size: int) -> int:
+def _width(memory_size: MemorySize) -> int:
     return MemorySizeInfo(memory_size).size
 
 

@@ -136,9 +136,7 @@ def relocation_target(relocations: DynamicRelocations, symbols: Sequence[Dynamic
     return None
 
 
-def read_slots(
-    elf: ElfFile, relocations: DynamicRelocations, symbols: Sequence[DynamicSymbol]
-) -> tuple[Slot, ...]:
+def read_slots(elf: ElfFile, relocations: DynamicRelocations, symbols: Sequence[DynamicSymbol]) -> tuple[Slot, ...]:
     """Every word of .got and .got.plt, and every word elsewhere that only a GOT slot can be (JUMP_SLOT)."""
     places: set[int] = set()
     for name in GOT_SECTIONS:
@@ -191,5 +189,3 @@ def _stubs(elf: ElfFile, start: int, size: int, stub: int) -> list[tuple[int, in
         displacement = int.from_bytes(blob[at + 2 : at + 6], "little", signed=True)
         found.append((start + at // stub * stub, start + at + 6 + displacement))
     return found
-
-

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +29,14 @@ class SpanMap:
         return np.where(inside, self.row[at], -1).astype(np.int32)
 
     def find_one(self, address: int) -> int | None:
-        at = int(np.searchsorted(self.start, address, side="right")) - 1
-        return int(self.row[at]) if at >= 0 and address < self.stop[at] else None
+        starts, stops, rows = self._lists
+        at = bisect_right(starts, address) - 1
+        return rows[at] if at >= 0 and address < stops[at] else None
+
+    @cached_property
+    def _lists(self) -> tuple[list[int], list[int], list[int]]:
+        # For single questions, bisection over a list is ten times faster than over an array.
+        return self.start.tolist(), self.stop.tolist(), self.row.tolist()
 
 
 def span_map(start: npt.NDArray[np.int64], stop: npt.NDArray[np.int64], row: I32) -> SpanMap:

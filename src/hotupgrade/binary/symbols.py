@@ -89,7 +89,8 @@ def plain_name(name: str) -> str:
 def read_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol]) -> SymbolTable:
     """The named things of a build.  Raises Refused when the file has been stripped of them."""
     table, names = _symtab(elf)
-    types, bindings = table["info"] & 15, table["info"] >> 4
+    info = table["info"].astype(np.uint8)
+    types, bindings = info & np.uint8(15), info >> np.uint8(4)
     files = _files(types, names)
     kinds = _kinds(elf, table, types)
     marks = _marks(table, names, types)
@@ -100,9 +101,7 @@ def read_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol]) -> Symb
     if not (kinds == Kind.FUNCTION).any():
         _refuse_stripped(elf)
     _check_bounds(elf, table, kinds, chosen)
-    order = chosen[
-        np.lexsort((kinds[chosen], table["value"][chosen], (kinds[chosen] == Kind.TLS).astype(np.uint8)))
-    ]
+    order = chosen[np.lexsort((kinds[chosen], table["value"][chosen], (kinds[chosen] == Kind.TLS).astype(np.uint8)))]
     return _rows(elf, order, table, kinds, bindings, names, files, marks, dynamic_symbols)
 
 
@@ -224,6 +223,7 @@ def _rows(
     rank = {int(Binding.LOCAL): 2, int(Binding.WEAK): 1}
     for row, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
         group = members[start:stop]
+        ordered: tuple[str, ...]
         if stop - start == 1:
             ordered = (plain_name(names[group[0]]),)
         else:
@@ -259,7 +259,7 @@ def _exported(address: U64, kind: U8, dynamic_symbols: Sequence[DynamicSymbol]) 
 
 
 def _extents(elf: ElfFile, entities: Entities) -> I32:
-    """Bytes that each row occupies: its size; a function without one reaches to the next symbol or its section's end."""
+    """Bytes that each row occupies; a function without a size reaches to the next symbol or its section's end."""
     extent = entities.size.astype(np.int64)
     fixed = np.flatnonzero(entities.kind != Kind.TLS)
     address = entities.address[fixed].astype(np.int64)
@@ -301,9 +301,7 @@ def read_dynamic_symbols(elf: ElfFile) -> tuple[DynamicSymbol, ...]:
         _, info, other, _, value, size = row
         version = versions.get(number & VERSION_NUMBER, "")
         hidden = bool(number & VERSION_HIDDEN) and is_defined
-        symbols.append(
-            DynamicSymbol(name, version, value, size, info & 15, info >> 4, other & 3, is_defined, hidden)
-        )
+        symbols.append(DynamicSymbol(name, version, value, size, info & 15, info >> 4, other & 3, is_defined, hidden))
     return tuple(symbols)
 
 
@@ -330,7 +328,7 @@ def _version_names(elf: ElfFile, blob: bytes) -> Mapping[int, str]:
 
 def _record(elf: ElfFile, vaddr: int, fields: str) -> tuple[int, ...]:
     layout = "<" + fields
-    return struct.unpack(layout, elf.link_table(np.uint8, vaddr, struct.calcsize(layout), "a version record"))
+    return struct.unpack(layout, elf.link_table(np.uint8, vaddr, struct.calcsize(layout), "a version record").tobytes())
 
 
 def _needed_versions(elf: ElfFile) -> list[tuple[int, int]]:

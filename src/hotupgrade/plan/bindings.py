@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import Slot
-from hotupgrade.plan.homes import present
+from hotupgrade.binary.relocations import PLT_SECTIONS, Relocation
+from hotupgrade.plan.copies import present
 from hotupgrade.plan.model import Image, Scene
 from hotupgrade.plan.rows import Rows
-from hotupgrade.plan.targets import Relocation
-
-_PLT_SECTIONS = (".plt", ".plt.sec", ".plt.got", ".plt.bnd")
 
 Key = tuple[str, str]
 
@@ -114,7 +112,7 @@ class _Copies:
 
 
 def _plt_ranges(image: Image) -> list[tuple[int, int]]:
-    sections = (image.build.sections.get(name) for name in _PLT_SECTIONS)
+    sections = (image.build.sections.get(name) for name in PLT_SECTIONS)
     return [(image.base + one.vaddr, image.base + one.vaddr + one.size) for one in sections if one is not None]
 
 

@@ -67,6 +67,16 @@ def settle(build: Build, homes: Homes, functions: Flags) -> tuple[References, tu
     return settled, tuple(unclear)
 
 
+def end_pointers(build: Build) -> Indices:
+    """References to otherwise unknown places that are the end of an object which the same function uses."""
+    every = build.references
+    unknown = (every.target_kind == TargetKind.UNKNOWN) & (every.function >= 0)
+    functions = np.zeros(len(build.entities), dtype=np.bool_)
+    functions[every.function[unknown]] = True
+    candidates, _ = _candidates(build, functions)
+    return candidates[unknown[candidates]]
+
+
 def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32]:
     """References that take an address at which an object ends that the same function also uses."""
     every, entities = build.references, build.entities
@@ -168,7 +178,7 @@ class _Follower:
         if instruction.mnemonic == Mnemonic.MOV and reads and instruction.op0_kind == OpKind.REGISTER:
             self._holders.add(_full(instruction.op0_register))
             return None
-        if reads and not self._saves(instruction):
+        if reads:
             return Meaning.UNCLEAR
         self._holders -= self._registers(instruction, _WRITES)
         return None
@@ -209,11 +219,6 @@ class _Follower:
 
     def _leaves(self, instruction: Instruction) -> bool:
         return not self._low <= instruction.near_branch_target < self._high
-
-    @staticmethod
-    def _saves(instruction: Instruction) -> bool:
-        """Function prologues push registers that happen to be read before they are loaded again."""
-        return bool(instruction.mnemonic == Mnemonic.PUSH)
 
     def _registers(self, instruction: Instruction, accesses: tuple[int, ...]) -> set[int]:
         return {

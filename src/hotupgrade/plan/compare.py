@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I32, Flags, Form, Kind, TargetKind
+from hotupgrade.binary.model import I32, Flags, Form, Kind, Segment, TargetKind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.match import Match, Scopes, match
 from hotupgrade.plan.meaning import Meaning
@@ -18,9 +16,7 @@ from hotupgrade.plan.model import Comparison
 from hotupgrade.plan.shape import Indices, ReferencePairs, Shapes, equal_shapes, paired_references, shapes_of
 
 
-def compare(
-    old: Build, new: Build, old_scopes: Scopes | None = None, new_scopes: Scopes | None = None
-) -> Comparison:
+def compare(old: Build, new: Build, old_scopes: Scopes | None = None, new_scopes: Scopes | None = None) -> Comparison:
     """Matches and compares two builds of one module."""
     old_shapes, new_shapes = shapes_of(old), shapes_of(new)
     pairs = match(old_shapes, new_shapes, old_scopes, new_scopes)
@@ -48,7 +44,7 @@ def compare(
         resized=resized,
         initial_changed=initial,
         tls_equal=_tls_equal(old, new, pairs),
-        notes=(*pairs.notes, *_undecodable(new)),
+        notes=(*pairs.notes, *_undecodable(new), *_shifted_lines(meaning, same)),
     )
 
 
@@ -57,6 +53,16 @@ def _undecodable(build: Build) -> Iterable[Reason]:
         name = build.entities.names[row]
         text = f"{name} holds bytes that are no instruction, so it counts as changed; nothing can be done about it here"
         yield Reason("undecodable", name, text)
+
+
+def _shifted_lines(meaning: Meaning, same: Flags) -> Iterable[Reason]:
+    names = sorted(meaning.new.entities.names[row] for row in meaning.shifted_lines if same[row])
+    if names:
+        text = (
+            f"{len(names)} functions differ only in the line number of a source position that they pass on for "
+            "messages; they count as the same and go on naming the old line"
+        )
+        yield Reason("source-lines-shifted", ", ".join(names), text)
 
 
 def _function_pairs(old: Build, new: Build, pairs: Match) -> tuple[Indices, Indices]:
@@ -73,9 +79,7 @@ def _function_pairs(old: Build, new: Build, pairs: Match) -> tuple[Indices, Indi
 # Functions
 
 
-def _equal_functions(
-    meaning: Meaning, old: Shapes, new: Shapes, old_rows: Indices, new_rows: Indices
-) -> Flags:
+def _equal_functions(meaning: Meaning, old: Shapes, new: Shapes, old_rows: Indices, new_rows: Indices) -> Flags:
     equal = equal_shapes(old, new, old_rows, new_rows)
     equal &= ~np.isin(old_rows, sorted(old.build.undecodable)) & ~np.isin(new_rows, sorted(new.build.undecodable))
     at = np.flatnonzero(equal)
@@ -91,37 +95,190 @@ def _equal_references(meaning: Meaning, pairs: ReferencePairs) -> Flags:
     equal: Flags = kind == new.target_kind[pairs.new]
     equal &= old.addend[pairs.old] == new.addend[pairs.new]
     entity, partner = old.entity[pairs.old], new.entity[pairs.new]
-    _check(equal, kind == TargetKind.ENTITY, lambda i: meaning.same_row(int(entity[i]), int(partner[i])), (entity, partner))
-    slots = np.isin(kind, (TargetKind.GOT, TargetKind.PLT))
+    _check_once(equal, kind == TargetKind.ENTITY, entity, partner, meaning.same_row)
+    slots = equal & np.isin(kind, (TargetKind.GOT, TargetKind.PLT))
     first, second = _slot_numbers(meaning)
-    equal[slots] &= first[entity[slots]] == second[partner[slots]]
-
-    def anonymous(i: int) -> bool:
-        ours, theirs = int(pairs.old[i]), int(pairs.new[i])
-        return meaning.same_anonymous(
-            int(old.target[ours]),
-            int(new.target[theirs]),
-            int(old.function[ours]),
-            int(new.function[theirs]),
-            int(meaning.old.access[ours]),
+    equal[slots] = first[entity[slots]] == second[partner[slots]]
+    old_target, new_target = old.target[pairs.old].astype(np.int64), new.target[pairs.new].astype(np.int64)
+    for i in np.flatnonzero(equal & (kind == TargetKind.ANONYMOUS)).tolist():
+        equal[i] = meaning.same_anonymous(
+            int(old_target[i]),
+            int(new_target[i]),
+            int(old.function[pairs.old[i]]),
+            int(new.function[pairs.new[i]]),
+            int(meaning.old.access[pairs.old[i]]),
         )
-
-    def unknown(i: int) -> bool:
-        ours, theirs = int(old.target[pairs.old[i]]), int(new.target[pairs.new[i]])
-        return meaning.same_neighbour(ours, theirs)
-
-    _each(equal, kind == TargetKind.ANONYMOUS, anonymous)
-    _each(equal, kind == TargetKind.UNKNOWN, unknown)
-    _forgive_marks(meaning, pairs, equal)
+    for i in np.flatnonzero(equal & (kind == TargetKind.UNKNOWN)).tolist():
+        equal[i] = meaning.same_neighbour(int(old_target[i]), int(new_target[i]))
+    for i in np.flatnonzero(~equal & (old.form[pairs.old] == Form.LEA)).tolist():
+        equal[i] = meaning.same_mark(int(old_target[i]), int(new_target[i]), int(new.function[pairs.new[i]]))
     return equal
 
 
-def _check(equal: Flags, chosen: Flags, test: "Test", columns: tuple[npt.NDArray[np.int32], ...]) -> None:
-    """Asks once for each distinct pair of columns."""
+def _check_once(equal: Flags, chosen: Flags, first: I32, second: I32, test: Callable[[int, int], bool]) -> None:
+    """Asks once for each distinct pair."""
     at = np.flatnonzero(equal & chosen)
     if not len(at):
         return
-    key = columns[0][at].astype(np.int64) << 32 | columns[1][at].astype(np.int64)
-    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    answers = np.array([test(i) for i in at[first].tolist()], np.bool_)
-    equal[at] = answers[inverse]
+    distinct, inverse = np.unique(np.stack([first[at], second[at]]), axis=1, return_inverse=True)
+    answers = np.array([test(ours, theirs) for ours, theirs in distinct.T.tolist()], np.bool_)
+    equal[at] = answers[inverse.reshape(-1)]
+
+
+def _slot_numbers(meaning: Meaning) -> tuple[I32, I32]:
+    """Slots of both builds as numbers that are equal when the loader fills them with the same thing."""
+    numbers: dict[Hashable, int] = {}
+
+    def number(build: Build) -> I32:
+        meanings = (meaning.slot(build, index) for index in range(len(build.slots)))
+        return np.array([numbers.setdefault(found, len(numbers)) for found in meanings] or [-1], np.int32)
+
+    return number(meaning.old), number(meaning.new)
+
+
+# Who changes hands
+
+
+class _Closure:
+    """The set of functions that must run from the new image, grown until it is closed.
+
+    - Who refers to a changed local function whose address nobody takes comes along: compilers rely on what they saw
+      inside it (registers it leaves alone, alignment it does not need).
+    - Who jumps into the middle of a changed function is a piece of it.
+    - A replaced function takes along what it reaches by means that cannot be re-pointed: entries of its switch tables,
+      jumps of one byte.
+    """
+
+    def __init__(self, old: Build, new: Build, pairs: Match) -> None:
+        self.old, self.new, self.pairs = old, new, pairs
+        self.replaced = np.zeros(len(new.entities), np.bool_)
+        self.old_replaced = (old.entities.kind == Kind.FUNCTION) & (pairs.new_of < 0)
+        self.dragged: dict[int, int] = {}
+        self._work: list[int] = []
+        self._old_users, self._old_joined = _users(old), _joined(old)
+        self._new_users, self._new_joined = _users(new), _joined(new)
+        self._old_rows = _old_rows(pairs)
+
+    def change(self, old_rows: Iterable[int], new_rows: Iterable[int]) -> None:
+        for old, new in zip(old_rows, new_rows, strict=True):
+            self.old_replaced[old] = True
+            self._replace(new, None)
+
+    def settle(self) -> tuple[Flags, Flags]:
+        while self._work:
+            row = self._work.pop()
+            for follower in sorted(self._followers(row)):
+                self._replace(follower, row)
+        return self.replaced, self.old_replaced
+
+    def _replace(self, row: int, because_of: int | None) -> None:
+        if self.replaced[row] or self.pairs.old_of[row] < 0:
+            return
+        self.replaced[row] = True
+        for old in self._old_rows[row]:
+            self.old_replaced[old] = True
+        if because_of is not None:
+            self.dragged[row] = because_of
+        self._work.append(row)
+
+    def _followers(self, row: int) -> set[int]:
+        olds = self._old_rows[row]
+        found = set(self._new_joined.get(row, ()))
+        old_found = {user for old in olds for user in self._old_joined.get(old, ())}
+        if not self.new.plain[row] or not all(self.old.plain[old] for old in olds):
+            found |= self._new_users.get(row, set())
+            old_found |= {user for old in olds for user in self._old_users.get(old, ())}
+        return found | {int(self.pairs.new_of[old]) for old in old_found if self.pairs.new_of[old] >= 0}
+
+
+def _old_rows(pairs: Match) -> Mapping[int, list[int]]:
+    rows: dict[int, list[int]] = defaultdict(list)
+    for old in np.flatnonzero(pairs.new_of >= 0).tolist():
+        rows[int(pairs.new_of[old])].append(old)
+    for new in np.flatnonzero(pairs.old_of >= 0).tolist():
+        if int(pairs.old_of[new]) not in rows[new]:
+            rows[new].append(int(pairs.old_of[new]))
+    return rows
+
+
+def _to_functions(build: Build) -> Flags:
+    references = build.references
+    named: Flags = references.target_kind == TargetKind.ENTITY
+    named[named] = build.entities.kind[references.entity[named]] == Kind.FUNCTION
+    return named
+
+
+def _users(build: Build) -> dict[int, set[int]]:
+    """Function to the functions that refer to it."""
+    return _grouped(build, _to_functions(build))
+
+
+def _joined(build: Build) -> dict[int, set[int]]:
+    """Function to those that must follow it, whatever its calling contract."""
+    references = build.references
+    joined = _grouped(build, _to_functions(build) & (references.addend != 0))
+    for i in np.flatnonzero(_to_functions(build) & (references.form == Form.SHORT)).tolist():
+        joined.setdefault(int(references.function[i]), set()).add(int(references.entity[i]))
+    for table in build.jump_tables:
+        joined.setdefault(table.function, set()).update(table.targets)
+    return joined
+
+
+def _grouped(build: Build, chosen: Flags) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = defaultdict(set)
+    at = np.flatnonzero(chosen)
+    references = build.references
+    for target, user in zip(references.entity[at].tolist(), references.function[at].tolist(), strict=True):
+        found[target].add(user)
+    return dict(found)
+
+
+# Data
+
+
+def _data_changes(meaning: Meaning) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+    """(pairs of another size, pairs of the same size with other initial contents)."""
+    old, new, pairs = meaning.old, meaning.new, meaning.pairs
+    news = np.flatnonzero((new.entities.kind != Kind.FUNCTION) & (pairs.old_of >= 0))
+    olds = pairs.old_of[news]
+    equal_size = old.entities.size[olds] == new.entities.size[news]
+    resized = tuple(zip(olds[~equal_size].tolist(), news[~equal_size].tolist(), strict=True))
+    changed = tuple(
+        (ours, theirs)
+        for ours, theirs in zip(olds[equal_size].tolist(), news[equal_size].tolist(), strict=True)
+        if not _same_contents(meaning, ours, theirs)
+    )
+    return resized, changed
+
+
+def _same_contents(meaning: Meaning, old: int, new: int) -> bool:
+    ours, theirs = meaning.old.entities, meaning.new.entities
+    size, places = int(ours.size[old]), (int(ours.address[old]), int(theirs.address[new]))
+    if ours.kind[old] != Kind.TLS:
+        return meaning.same_bytes(*places, size)
+    blocks = meaning.old.tls, meaning.new.tls
+    if blocks[0] is None or blocks[1] is None:
+        return False
+    first = _initial(meaning.old, blocks[0], places[0], size)
+    second = _initial(meaning.new, blocks[1], places[1], size)
+    return first == second
+
+
+def _initial(build: Build, block: Segment, offset: int, size: int) -> bytes:
+    stored = max(0, min(size, block.file_size - offset))
+    return build.read(block.vaddr + offset, stored) + bytes(size - stored)
+
+
+def _tls_equal(old: Build, new: Build, pairs: Match) -> bool:
+    rows = np.flatnonzero(new.entities.kind == Kind.TLS)
+    partners = pairs.old_of[rows]
+    if (partners < 0).any() or (old.entities.address[partners] != new.entities.address[rows]).any():
+        return False
+    if not new.executable:
+        return True
+    # An executable reaches its thread-locals from the end of the block.
+    return _block_shape(old) == _block_shape(new)
+
+
+def _block_shape(build: Build) -> tuple[int, int]:
+    return (build.tls.memory_size, build.tls.alignment) if build.tls else (0, 0)

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hotupgrade.binary.build import Build
+from hotupgrade.binary.relocations import Relocation
 from hotupgrade.errors import Reason
 from hotupgrade.plan.homes import NEW, READ_ONLY, Homes
 from hotupgrade.plan.model import EditKind, Image, Scene
 from hotupgrade.plan.patchwork import Patchwork
 from hotupgrade.plan.relink import NAMELESS, Linker
 from hotupgrade.plan.rows import Rows
-from hotupgrade.plan.targets import Relocation, Targets
+from hotupgrade.plan.targets import Targets
 from hotupgrade.plan.unnamed import Unnamed, equal
 
 
@@ -85,7 +86,7 @@ class _Updater:
     def _pointer(self, row: int, offset: int, word: int, present: int) -> int:
         """The pointer to be there; the one that is there, if it is as good."""
         targets = self._linker.targets
-        if targets.type[word] == Relocation.WORD64 and not self._linker.can_bind(int(targets.number[word])):
+        if targets.type[word] == Relocation.ABS64 and not self._linker.can_bind(int(targets.number[word])):
             if self._same_symbol(row, offset, word):
                 return present
         wanted = self._linker.word(word)

@@ -16,7 +16,8 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import I32, I64, Flags, TargetKind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.entries import JUMP_SIZE, branching_into_entry, has_room, jump, jump_target
-from hotupgrade.plan.homes import partners, present
+from hotupgrade.plan.homes import partners
+from hotupgrade.plan.copies import present
 from hotupgrade.plan.model import Comparison, EditKind, Image, Scene, Watch
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.patchwork import Patchwork

@@ -13,26 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I32, I64, Flags, Kind, TargetKind
+from hotupgrade.binary.model import I32, I64, Flags, Kind
 from hotupgrade.plan.model import Comparison, Image
 
 NEW = -1
 
 READ_ONLY = (Kind.CONSTANT, Kind.RELRO)
-
-# What the compiler's start files bring along: runs once, in the loader's image, and is never placed again.
-STARTUP = frozenset(
-    {
-        "_init",
-        "_fini",
-        "_start",
-        "_dl_relocate_static_pie",
-        "deregister_tm_clones",
-        "register_tm_clones",
-        "__do_global_dtors_aux",
-        "frame_dummy",
-    }
-)
 
 _SUFFIX = re.compile(r"\.\d+$")
 
@@ -92,25 +78,6 @@ def partners(image: Image, new: Build, comparison: Comparison) -> I32:
     if image.build.build_id == new.build_id:
         return np.arange(len(new.entities), dtype=np.int32)
     return comparison.old_of
-
-
-def immovable(build: Build) -> Flags:
-    """Rows of functions that are never placed in a new image: start files, and code that names unknown places."""
-    flags = np.fromiter((name in STARTUP for name in build.entities.names), np.bool_, len(build.entities))
-    references = build.references
-    users = references.function[references.target_kind == TargetKind.UNKNOWN]
-    flags[users[users >= 0]] = True
-    return flags & (build.entities.kind == Kind.FUNCTION)
-
-
-def present(image: Image, index: int) -> Flags:
-    """Rows of functions whose code is in this image (``index``: its place in the module's list of images)."""
-    functions = image.build.entities.kind == Kind.FUNCTION
-    if image.placed is None:
-        return functions if index == 0 else functions & ~immovable(image.build)
-    flags = np.zeros(len(functions), dtype=np.bool_)
-    flags[list(image.placed)] = True
-    return flags & functions
 
 
 def _owned(image: Image, index: int) -> Flags:

@@ -4,7 +4,7 @@ Global names say it themselves.  Local names repeat by the hundreds and compiler
 collected, the strongest first:
 
 1. a local name that is alone in its file, and that the compiler did not number;
-2. position: functions (or objects) already paired, equal but for their references, name the same thing in the same place;
+2. position: paired functions (or objects), equal but for their references, name the same thing in the same place;
 3. context: even in a function that changed, a reference between the same code and the same neighbours;
 4. who refers to it: the same set of functions, and the same size.
 
@@ -13,7 +13,6 @@ State that is then still open is reported as ambiguous, never guessed.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from hotupgrade.plan.shape import Indices, Shapes, equal_shapes, paired_referenc
 from hotupgrade.plan.stem import stem_of
 
 # Read-only data keep their kind class when they gain or lose relocations: .rodata and .data.rel.ro are one.
-CLASS_OF_KIND = {Kind.FUNCTION: 1, Kind.OBJECT: 2, Kind.RELRO: 3, Kind.CONSTANT: 3, Kind.TLS: 4}
+CLASS_OF_KIND: dict[int, int] = {Kind.FUNCTION: 1, Kind.OBJECT: 2, Kind.RELRO: 3, Kind.CONSTANT: 3, Kind.TLS: 4}
 MUTABLE = (Kind.OBJECT, Kind.RELRO, Kind.TLS)
 STRING_PREFIX = 64  # bytes of anonymous data that serve as a token of context
 
@@ -67,7 +66,7 @@ class Side:
             stem = stem_of(name)
             scope = self.scopes.get(row)
             base = stem.base if scope is None else f"{scope}::{stem.base}"
-            keys.append((os.path.basename(file), base, stem.clones, CLASS_OF_KIND[Kind(kind)]))
+            keys.append((file.rsplit("/", 1)[-1], base, stem.clones, CLASS_OF_KIND[kind]))
         return keys
 
     @cached_property
@@ -186,7 +185,7 @@ class Matcher:
             self._fresh_objects.append((old, new))
 
     def _compatible(self, old: int, new: int) -> bool:
-        return CLASS_OF_KIND[Kind(self.old.kinds[old])] == CLASS_OF_KIND[Kind(self.new.kinds[new])]
+        return CLASS_OF_KIND[self.old.kinds[old]] == CLASS_OF_KIND[self.new.kinds[new]]
 
     def _open_groups(self) -> list[tuple[list[int], list[int]]]:
         """Unpaired local rows that share a key."""
@@ -228,7 +227,9 @@ class Matcher:
             if others and self.old.build.plain[row] | (self.old.kinds[row] != Kind.FUNCTION):
                 name = self.old.describe(row)
                 self._note(
-                    "alias-split", name, "had several names for one address, which are different things in the new build"
+                    "alias-split",
+                    name,
+                    "had several names for one address, which are distinct in the new build",
                 )
         for row in np.flatnonzero(self.new_of >= 0).tolist():
             new = int(self.new_of[row])
@@ -236,7 +237,7 @@ class Matcher:
                 self._pair(row, new)
             elif self.old.kinds[row] in MUTABLE:
                 self.new_of[row] = -1
-                self._note("variables-merged", self.old.describe(row), "shares its address with another in the new build")
+                self._note("variables-merged", self.old.describe(row), "shares its address in the new build")
             elif self.new.build.entities.names[new] in self.old.build.entities.aliases[row]:
                 self._pair(row, new)  # the preferred name decides who is the partner
 
@@ -421,7 +422,7 @@ class Matcher:
             for row in np.flatnonzero(paired < 0).tolist():
                 stem = stem_of(side.build.entities.names[row])
                 if not stem.numbered and not stem.clones:
-                    found[stem.base, CLASS_OF_KIND[Kind(side.kinds[row])]].append(row)
+                    found[stem.base, CLASS_OF_KIND[side.kinds[row]]].append(row)
             return found
 
         theirs = leftovers(self.new, self.old_of)
@@ -468,10 +469,10 @@ class Matcher:
         for row in np.flatnonzero(self.new.build.entities.kind == Kind.CONSTANT).tolist():
             if not self.new.local[row]:
                 continue
-            key = (self.new.keys[row], self.new.content(row))
-            taken.setdefault(key, row)
-            if self.old_of[row] < 0 and key in places:
-                self.old_of[row] = places[key]
+            content: Hashable = (self.new.keys[row], self.new.content(row))
+            taken.setdefault(content, row)
+            if self.old_of[row] < 0 and content in places:
+                self.old_of[row] = places[content]
         for key, row in places.items():
             if self.new_of[row] < 0 and key in taken:
                 self.new_of[row] = taken[key]
@@ -480,9 +481,7 @@ class Matcher:
                 self.new_of[row] = taken.get((self.old.keys[row], self.old.content(row)), -1)
 
     def _ambiguous(self) -> frozenset[int]:
-        return frozenset(
-            new for _, news in self._open_groups() for new in news if self.new.kinds[new] in MUTABLE
-        )
+        return frozenset(new for _, news in self._open_groups() for new in news if self.new.kinds[new] in MUTABLE)
 
 
 def _thread_local_layout(side: Side) -> list[tuple[int, int, Key]]:

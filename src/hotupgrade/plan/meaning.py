@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -9,14 +11,34 @@ import numpy as np
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.code import JumpTable
-from hotupgrade.binary.model import Form, Kind, Slot
+from hotupgrade.binary.model import Kind, Slot
 from hotupgrade.binary.relocations import Relocation, relocation_target
 from hotupgrade.plan.match import Match
 
 RESERVED_SLOTS = 3  # .got.plt begins with words for the loader
 MAX_DEPTH = 4  # data that point to data that point to data: beyond this, call it different
 MAX_STRING = 1 << 20
+MAX_SOURCE_LINE = 512
 START_FILES = ("crtstuff.c",)
+# What __FILE__ ":" __LINE__ leaves behind: every edit of a file shifts it, and nothing but messages depends on it.
+SOURCE_LINE = re.compile(rb"([\w./+-]+\.(?:c|h|cc|cpp|cxx|hh|hpp|inc|ipp)):\d+\0")
+
+
+class _Index:
+    """Sorted addresses as lists: for single questions, bisection over a list is ten times faster than over an array."""
+
+    def __init__(self, build: Build) -> None:
+        self.build = build
+        self.edges: list[int] = build.boundaries.tolist()
+        self.places: list[int] = build.dynamic_relocations.vaddr.tolist()
+
+    def room(self, vaddr: int) -> int:
+        """Bytes up to where a piece of anonymous data must have ended."""
+        at = bisect_right(self.edges, vaddr)
+        return (self.edges[at] if at < len(self.edges) else self.build.span) - vaddr
+
+    def relocations(self, vaddr: int, size: int) -> range:
+        return range(bisect_left(self.places, vaddr), bisect_left(self.places, vaddr + size))
 
 
 @dataclass
@@ -26,11 +48,15 @@ class Meaning:
     old: Build
     new: Build
     pairs: Match
+    shifted_lines: set[int] = field(default_factory=set)  # new functions that differ in a source line's number only
     _data: dict[tuple[int, int, int], bool] = field(default_factory=dict)
     _tables: tuple[dict[tuple[int, int], JumpTable], dict[tuple[int, int], JumpTable]] = field(init=False)
 
+    _index: tuple[_Index, _Index] = field(init=False)
+
     def __post_init__(self) -> None:
         self._tables = (_by_place(self.old), _by_place(self.new))
+        self._index = (_Index(self.old), _Index(self.new))
 
     # Names
 
@@ -124,7 +150,7 @@ class Meaning:
             delta = old - int(self.old.entities.address[ours])
             return delta == new - int(self.new.entities.address[theirs]) and self.same_row(ours, theirs)
         if self._is_constant_data(self.old, old) and self._is_constant_data(self.new, new):
-            return self.same_data(old, new, 0, depth)
+            return self.same_data(old, new, depth)
         return self.same_neighbour(old, new)
 
     @staticmethod
@@ -136,16 +162,16 @@ class Meaning:
         return not section.flags & 1 or (low <= section.vaddr and section.vaddr + section.size <= high)
 
     def same_neighbour(self, old: int, new: int) -> bool:
-        """An unnamed place in writable memory: the same distance behind the same name, in a section of the same name."""
+        """An unnamed place in writable memory: the same distance behind the same name, in the same section."""
         ours, theirs = _preceding(self.old, old), _preceding(self.new, new)
         if ours is None or theirs is None or ours[1] != theirs[1] or ours[2] != theirs[2]:
             return False
         # Unnamed code has contents that nobody compared.
         return self.old.entities.kind[ours[0]] != Kind.FUNCTION and self.same_row(ours[0], theirs[0])
 
-    def same_mark(self, old: int, new: int, function: int, form: int) -> bool:
+    def same_mark(self, old: int, new: int, function: int) -> bool:
         """``__TMC_END__`` and its like, in the start files of the compiler."""
-        if form != Form.LEA or self.new.entities.files[function] not in START_FILES:
+        if self.new.entities.files[function] not in START_FILES:
             return False
         return bool(set(self.old.marks.get(old, ())) & set(self.new.marks.get(new, ())))
 
@@ -161,14 +187,27 @@ class Meaning:
             return False
         if ours is not None and theirs is not None:
             return self.same_table(ours, theirs)
-        return self.same_data(old, new, 0, 0)
+        if self.same_data(old, new, 0):
+            return True
+        if not self.same_source_line(old, new):
+            return False
+        self.shifted_lines.add(new_function)
+        return True
 
-    def same_data(self, old: int, new: int, at_least: int, depth: int) -> bool:
+    def same_source_line(self, old: int, new: int) -> bool:
+        """``file.c:100`` and ``file.c:120``."""
+        ours, theirs = (
+            SOURCE_LINE.match(build.read(vaddr, min(MAX_SOURCE_LINE, build.span - vaddr)))
+            for build, vaddr in ((self.old, old), (self.new, new))
+        )
+        return ours is not None and theirs is not None and ours[1] == theirs[1]
+
+    def same_data(self, old: int, new: int, depth: int) -> bool:
         """As far as both may reach, and in any case up to the end of a string.
 
         Strings may share their tails, so that another reference in the middle ends nothing: hence the string rule.
         """
-        size = max(min(_room(self.old, old), _room(self.new, new)), at_least)
+        size = min(self._index[0].room(old), self._index[1].room(new))
         size = max(size, min(_string_length(self.old, old), _string_length(self.new, new)))
         size = min(size, self.old.span - old, self.new.span - new)
         return self.same_bytes(old, new, size, depth)
@@ -184,15 +223,15 @@ class Meaning:
     def _same_bytes(self, old: int, new: int, size: int, depth: int) -> bool:
         if old + size > self.old.span or new + size > self.new.span:
             return False
-        ours, theirs = _relocations_in(self.old, old, size), _relocations_in(self.new, new, size)
-        if not len(ours) and not len(theirs):
+        ours, theirs = self._index[0].relocations(old, size), self._index[1].relocations(new, size)
+        if not ours and not theirs:
             return self.old.read(old, size) == self.new.read(new, size)
         if len(ours) != len(theirs) or depth >= MAX_DEPTH:
             return False
         first, second = bytearray(self.old.read(old, size)), bytearray(self.new.read(new, size))
-        for i, j in zip(ours.tolist(), theirs.tolist(), strict=True):
-            place = int(self.old.dynamic_relocations.vaddr[i]) - old
-            if place != int(self.new.dynamic_relocations.vaddr[j]) - new or not self.same_word(i, j, depth + 1):
+        for i, j in zip(ours, theirs, strict=True):
+            place = self._index[0].places[i] - old
+            if place != self._index[1].places[j] - new or not self.same_word(i, j, depth + 1):
                 return False
             first[place : place + 8] = second[place : place + 8] = bytes(8)
         return first[:size] == second[:size]
@@ -248,12 +287,6 @@ def _preceding(build: Build, vaddr: int) -> tuple[int, int, str] | None:
     return row, vaddr - int(build.entities.address[row]), section.name
 
 
-def _room(build: Build, vaddr: int) -> int:
-    edges = build.boundaries
-    at = int(np.searchsorted(edges, vaddr, side="right"))
-    return int(edges[at]) - vaddr if at < len(edges) else build.span - vaddr
-
-
 def _string_length(build: Build, vaddr: int) -> int:
     """Bytes up to and including the first NUL."""
     size = 64
@@ -266,9 +299,3 @@ def _string_length(build: Build, vaddr: int) -> int:
             return len(text)
         size *= 8
     return MAX_STRING
-
-
-def _relocations_in(build: Build, vaddr: int, size: int) -> np.ndarray:
-    places = build.dynamic_relocations.vaddr
-    low, high = np.searchsorted(places, [vaddr, vaddr + size])
-    return np.arange(low, high)

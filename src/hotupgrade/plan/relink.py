@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotupgrade.binary.model import I32, I64, DynamicSymbol, Flags, Form, Kind, Slot, TargetKind
+from hotupgrade.binary.relocations import Relocation
 from hotupgrade.errors import Reason
 from hotupgrade.plan.bindings import Bindings
 from hotupgrade.plan.homes import NEW, Homes
 from hotupgrade.plan.model import Image, Scene
 from hotupgrade.plan.select import DATA, TRANSFERS, Selection
-from hotupgrade.plan.targets import Relocation, Targets, is_pair, thread_local_offset
+from hotupgrade.plan.targets import Targets, is_pair, thread_local_offset
 from hotupgrade.plan.tls import is_whole_block, moved, whole_block_slots
 
 _REACH = 1 << 31
@@ -78,7 +79,7 @@ class Linker:
 
     def fields(self, selected: np.ndarray[tuple[int], np.dtype[np.intp]] | None = None) -> Fields:
         """The reference fields that differ from the file, of the selected functions."""
-        every = self.new.references
+        every = self._selection.every
         index = self._selection.references if selected is None else selected
         index = index[every.target_kind[index] == TargetKind.ENTITY]
         row, form, addend = every.entity[index], every.form[index], every.addend[index]
@@ -97,7 +98,7 @@ class Linker:
 
     def function(self, row: int) -> bytes:
         """The relinked bytes of one function."""
-        entities, every = self.new.entities, self.new.references
+        entities, every = self.new.entities, self._selection.every
         low = int(entities.address[row])
         content = bytearray(self.new.read(low, int(self.new.extent[row])))
         fields = self.fields(np.flatnonzero(every.function == row))
@@ -134,7 +135,7 @@ class Linker:
             return self.pointer(row, addend, int(targets.plain_addend[index]))
         if relocation == Relocation.IRELATIVE:
             return Word(self._chosen_implementation(row))
-        if relocation in (Relocation.WORD64, Relocation.GLOB_DAT):
+        if relocation in (Relocation.ABS64, Relocation.GLOB_DAT):
             return Word((self.symbol(int(targets.number[index])) + addend) & _MASK64)
         if relocation == Relocation.JUMP_SLOT:
             return Word(self.symbol(int(targets.number[index]), call=True))

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import Flags, Form, Kind, References, TargetKind
-from hotupgrade.plan.homes import NEW, READ_ONLY, STARTUP, Homes, immovable
+from hotupgrade.plan.boundary import Unclear, settle
+from hotupgrade.plan.copies import immovable, startup
+from hotupgrade.plan.homes import NEW, READ_ONLY, Homes
 from hotupgrade.plan.model import Comparison, Image
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.targets import Targets, is_pair, thread_local_offset
@@ -30,7 +32,9 @@ class Selection:
 
     needed: Flags  # functions that must run from the new image
     functions: Flags  # functions whose code is in the image: those needed, and what belongs to them
-    references: Indices  # of these functions
+    every: References  # the build's references, with end pointers attributed to what ends there
+    references: Indices  # those of these functions
+    unclear: tuple[Unclear, ...]  # references that may mean either of two things which will part
     slots: tuple[int, ...]  # indices into Build.slots
     stubs: tuple[int, ...]  # vaddrs of the PLT stubs that are called
     data: Flags  # new objects and constants that are in use
@@ -51,17 +55,20 @@ def select(
     if options.whole:
         needed |= (new.entities.kind == Kind.FUNCTION) & ~immovable(new)
     functions = with_pieces(new, needed)
-    references = np.flatnonzero(functions[np.maximum(new.references.function, 0)] & (new.references.function >= 0))
-    slots, stubs = _slots(new, references)
-    data, unnamed = _data(targets, homes, references, slots)
+    every, unclear = settle(new, homes, functions)
+    references = np.flatnonzero(functions[np.maximum(every.function, 0)] & (every.function >= 0))
+    slots, stubs = _slots(new, every, references)
+    data, unnamed = _data(targets, homes, every, references, slots)
     return Selection(
         needed=needed,
         functions=functions,
+        every=every,
         references=references,
+        unclear=unclear,
         slots=slots,
         stubs=stubs,
         data=data,
-        thread_locals=_thread_locals(targets, homes, references, slots),
+        thread_locals=_thread_locals(targets, homes, every, references, slots),
         unnamed=unnamed,
     )
 
@@ -71,8 +78,7 @@ def needed_functions(
 ) -> Flags:
     """Functions that are new, or that do not mean what stands at their home."""
     functions = new.entities.kind == Kind.FUNCTION
-    started = np.fromiter((name in STARTUP for name in new.entities.names), np.bool_, len(functions))
-    needed = functions & (homes.owner == NEW) & ~started
+    needed = functions & (homes.owner == NEW) & ~startup(new)
     for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):
         if image.build.build_id == new.build_id:
             continue
@@ -119,25 +125,24 @@ def _table_targets(build: Build, flags: Flags) -> npt.NDArray[np.int32]:
     return np.asarray(missing, dtype=np.int32)
 
 
-def _slots(new: Build, references: Indices) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    kinds = new.references.target_kind[references]
+def _slots(new: Build, every: References, references: Indices) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    kinds = every.target_kind[references]
     through_stub = kinds == TargetKind.PLT
     named = through_stub | (kinds == TargetKind.GOT)
-    slots = set(np.unique(new.references.entity[references[named]]).tolist()) - {-1}
+    slots = set(np.unique(every.entity[references[named]]).tolist()) - {-1}
     for index in tuple(slots):
         if is_pair(new.slots[index]) and (behind := new.slot_at(new.slots[index].vaddr + 8)) is not None:
             slots.add(behind)
-    stubs = np.unique(new.references.target[references[through_stub]]).tolist()
+    stubs = np.unique(every.target[references[through_stub]]).tolist()
     return tuple(sorted(slots)), tuple(stubs)
 
 
 def _data(
-    targets: Targets, homes: Homes, references: Indices, slots: tuple[int, ...]
+    targets: Targets, homes: Homes, every: References, references: Indices, slots: tuple[int, ...]
 ) -> tuple[Flags, tuple[int, ...]]:
     """New data in use (named by code, by a slot, by a table with a home, or by such data), and unnamed data in use."""
     new = targets.build
     fresh = np.isin(new.entities.kind, DATA) & (homes.owner == NEW)
-    every = new.references
     entity = every.entity[references]
     unnamed = set(every.target[references[every.target_kind[references] == TargetKind.ANONYMOUS]].tolist())
     frontier = set(entity[(every.target_kind[references] == TargetKind.ENTITY) & fresh[np.maximum(entity, 0)]].tolist())
@@ -171,11 +176,11 @@ def _unnamed_targets(targets: Targets, words: Sequence[int]) -> list[int]:
 
 
 def _thread_locals(
-    targets: Targets, homes: Homes, references: Indices, slots: tuple[int, ...]
+    targets: Targets, homes: Homes, every: References, references: Indices, slots: tuple[int, ...]
 ) -> tuple[int, ...]:
     new = targets.build
-    direct = references[new.references.form[references] == Form.DTPOFF]
-    rows = set(new.references.entity[direct].tolist())
+    direct = references[every.form[references] == Form.DTPOFF]
+    rows = set(every.entity[direct].tolist())
     for slot in slots:
         offset = thread_local_offset(targets, new.slots[slot])
         if offset is not None:

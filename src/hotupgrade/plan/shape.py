@@ -60,7 +60,7 @@ class ReferencePairs:
 
 def equal_shapes(old: Shapes, new: Shapes, old_rows: Indices, new_rows: Indices) -> Flags:
     """Whether each pair of functions has the same masked bytes and the same references in the same places."""
-    equal = old.extent[old_rows] == new.extent[new_rows]
+    equal: Flags = old.extent[old_rows] == new.extent[new_rows]
     counts = old.last[old_rows] - old.first[old_rows]
     equal &= counts == new.last[new_rows] - new.first[new_rows]
     for i in np.flatnonzero(equal).tolist():

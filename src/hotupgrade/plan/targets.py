@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 
 import numpy as np
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import I32, I64, Slot
+from hotupgrade.binary.relocations import Relocation
 from hotupgrade.plan.rows import Rows
 
 
-class Relocation(enum.IntEnum):
-    """R_X86_64_*, as far as loaders and GOT slots know them."""
-
-    NONE = 0
-    WORD64 = 1
-    COPY = 5
-    GLOB_DAT = 6
-    JUMP_SLOT = 7
-    RELATIVE = 8
-    DTPMOD64 = 16
-    DTPOFF64 = 17
-    TPOFF64 = 18
-    TLSDESC = 36
-    IRELATIVE = 37
-
-
 BY_ADDRESS = (Relocation.RELATIVE, Relocation.IRELATIVE)
-BY_SYMBOL = (Relocation.WORD64, Relocation.GLOB_DAT, Relocation.JUMP_SLOT, Relocation.COPY)
+BY_SYMBOL = (Relocation.ABS64, Relocation.GLOB_DAT, Relocation.JUMP_SLOT, Relocation.COPY)
 THREAD_LOCAL = (Relocation.DTPMOD64, Relocation.DTPOFF64, Relocation.TPOFF64, Relocation.TLSDESC)
 
 

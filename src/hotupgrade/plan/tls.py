@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Form, Kind, TargetKind
+from hotupgrade.binary.model import Form, Kind, Slot, TargetKind
+from hotupgrade.binary.relocations import Relocation
 from hotupgrade.plan.homes import NEW, Homes
 from hotupgrade.plan.model import TlsRequest
 from hotupgrade.plan.select import Selection
-from hotupgrade.plan.targets import Relocation, Targets
+from hotupgrade.plan.targets import Targets, thread_local_offset
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ def whole_block_slots(targets: Targets, selection: Selection) -> tuple[int, ...]
         and not int.from_bytes(new.read(new.slots[index].vaddr + 8, 8), "little")
         and not targets.within(new.slots[index].vaddr + 8, new.slots[index].vaddr + 16)
     )
+
+
+def row_of_slot(targets: Targets, slot: Slot) -> int:
+    """The row of the thread-local that a slot names, or -1."""
+    offset = thread_local_offset(targets, slot)
+    return -1 if offset is None else targets.rows.thread_local_at(offset)[0]
 
 
 def is_whole_block(new: Build, slot: int) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I64, Kind, TargetKind
 from hotupgrade.plan.targets import Targets
 
 _LONGEST = 1 << 20
@@ -18,7 +17,7 @@ class Unnamed:
 
     def __init__(self, targets: Targets) -> None:
         self._build = targets.build
-        self._bounds = _boundaries(targets)
+        self._bounds = targets.build.boundaries
         self._tables = {table.vaddr: table.vaddr + 4 * table.count for table in targets.build.jump_tables}
         self._strings: dict[int, bytes | None] = {}
 
@@ -66,26 +65,6 @@ def equal(ours: Unnamed, our_vaddr: int, theirs: Unnamed, their_vaddr: int) -> b
     if text is not None:
         return text == theirs.string(their_vaddr)
     return ours.content(our_vaddr) == theirs.content(their_vaddr)
-
-
-def _boundaries(targets: Targets) -> I64:
-    """Every vaddr at which an item may begin or must end."""
-    build = targets.build
-    references, entities = build.references, build.entities
-    named = entities.kind != Kind.TLS
-    starts = entities.address[named]
-    pointers = targets.plain_addend[targets.by_address & (targets.row < 0)]
-    return np.unique(
-        np.concatenate(
-            [
-                references.target[references.target_kind == TargetKind.ANONYMOUS].astype(np.int64),
-                starts.astype(np.int64),
-                (starts + entities.size[named]).astype(np.int64),
-                pointers,
-                np.asarray([segment.vaddr + segment.memory_size for segment in build.segments], dtype=np.int64),
-            ]
-        )
-    )
 
 
 def _growing(build: Build, vaddr: int) -> Iterator[bytes]:

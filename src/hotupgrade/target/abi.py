@@ -10,6 +10,7 @@ import enum
 
 MAGIC = 0x3165646172677075
 ABI = 1
+CPU_WORDS = 16
 
 _U64 = ctypes.c_uint64
 
@@ -99,6 +100,7 @@ class Mailbox(ctypes.Structure):
         ("stamps", _U64 * len(Stamp)),
         *_words("ops", "op_count", "ops_done", "serial", "xsave_size", "generation", "ledger", "ledger_size"),
         *_words("leader_in", "leader_out"),
+        ("cpus", _U64 * CPU_WORDS),
     ]
 
 

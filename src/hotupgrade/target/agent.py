@@ -109,6 +109,21 @@ class Agent:
     def get(self, name: str) -> int:
         return self.process.read_word(self.field_address(name))
 
+    def keep_off(self, processors: frozenset[int], thread: int) -> None:
+        """Have operations run elsewhere than on these processors, as far as the thread that will run them may.
+
+        A thread that wakes on the core of a polling loop would hold that up, for nothing.
+        """
+        try:
+            allowed = os.sched_getaffinity(thread) - processors
+        except OSError:
+            allowed = set()
+        words = [0] * abi.CPU_WORDS
+        for processor in allowed if processors else ():
+            if processor < 64 * abi.CPU_WORDS:
+                words[processor // 64] |= 1 << processor % 64
+        self.process.write(self.field_address("cpus"), b"".join(word.to_bytes(8, "little") for word in words))
+
     def write_operations(self, operations: Sequence[Operation]) -> int:
         """Put a list of operations into the agent's page; returns the serial number that will mark its end."""
         table = (abi.Op * len(operations))()

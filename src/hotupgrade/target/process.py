@@ -46,6 +46,7 @@ class ThreadState:
     pc: int | None
     blocked_signals: int  # bit n-1 for signal n
     cpu_ticks: int
+    processor: int  # where it ran last
 
     @property
     def asleep(self) -> bool:
@@ -224,6 +225,7 @@ class Process:
             pc,
             int(blocked[1], 16) if blocked else 0,
             int(fields[11]) + int(fields[12]),
+            int(fields[36]),
         )
 
     def threads(self) -> list[ThreadState]:

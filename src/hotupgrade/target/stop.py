@@ -8,6 +8,7 @@ threads; the last of those to arrive applies the edits.  From the leader's start
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -98,6 +99,13 @@ def busy_threads(agent: Agent, samples: int = 4, pause: float = 0.003) -> frozen
     return frozenset(always or ())
 
 
+def stay_off(processors: frozenset[int]) -> None:
+    """Keep our own process off the cores of busy threads, if it may run on others."""
+    allowed = os.sched_getaffinity(0)
+    if processors & allowed and allowed - processors:
+        os.sched_setaffinity(0, allowed - processors)
+
+
 def free_signal(agent: Agent, threads: Iterable[ThreadState]) -> int:
     """A real-time signal that the program neither handles, ignores, blocks nor has pending.
 
@@ -167,6 +175,8 @@ class Stopper:
         busy = busy_threads(agent)
         states = process.threads()
         signal = free_signal(agent, states)
+        self._cores = frozenset(t.processor for t in states if t.tid in busy)
+        stay_off(self._cores)
         choice = [t for t in leaders(states, process.pid) if t.tid not in busy]
         if not choice:
             return NotNow(
@@ -294,6 +304,7 @@ class Stopper:
 
     def _lead(self, leader: int, table_at: int, visited: list[int]) -> NotNow | None:
         agent = self.agent
+        agent.keep_off(self._cores, leader)
         serial = agent.write_operations([Operation(abi.OpKind.STOP)])
         row = next(index for index, row in enumerate(self._table) if row.tid == leader)
         visits = (abi.Visit * 1)()

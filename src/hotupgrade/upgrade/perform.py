@@ -22,7 +22,7 @@ from hotupgrade.target.maps import PAGE
 from hotupgrade.target.reserve import load_reserve
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.target.stop import Forbidden, StopReport
-from hotupgrade.upgrade import documents, journal, source
+from hotupgrade.upgrade import describe, documents, journal, source
 from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size
 from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.ledger import (
@@ -63,7 +63,7 @@ def check(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: 
 def _judged(document: Document, candidates: Sequence[Candidate]) -> Document:
     """Fill in verdict, reasons, notes and what differs."""
     refusals = [reason for c in candidates for reason in c.refusals]
-    modules = [documents.compared(c) for c in candidates]
+    modules = [describe.compared(c) for c in candidates]
     document["verdict"] = (
         "refused" if refusals else "nothing-to-do" if all(c.nothing_to_do for c in candidates) else "upgradable"
     )
@@ -71,7 +71,7 @@ def _judged(document: Document, candidates: Sequence[Candidate]) -> Document:
         "notes": documents.reasons([note for c in candidates for note in c.notes]),
         "reasons": documents.reasons(refusals),
         "modules": modules,
-        **documents.totals(modules),
+        **describe.totals(modules),
     }
     if refusals:
         document |= {"ok": False, "outcome": "refused", "exit_code": Refused.exit_code}
@@ -319,10 +319,10 @@ class _Work:
     def described(self) -> Document:
         """The plan's part of the document."""
         change = self._change()
-        modules = [documents.planned(item, self._estimate(item)) for item in self._planned]
+        modules = [describe.planned(item, self._estimate(item)) for item in self._planned]
         return {
             "modules": modules,
-            **documents.totals(modules),
+            **describe.totals(modules),
             "edits": change.numbers(),
             "memory_bytes": sum(module["memory_bytes"] for module in modules),
         }

@@ -1,0 +1,56 @@
+"""Which functions an image holds copies of, and which functions can be copied at all."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import Flags, Kind, TargetKind
+from hotupgrade.plan.boundary import end_pointers
+from hotupgrade.plan.model import Image
+
+# What the compiler's start files bring along: runs once, in the loader's image, and is never placed again.
+STARTUP = frozenset(
+    {
+        "_init",
+        "_fini",
+        "_start",
+        "_dl_relocate_static_pie",
+        "deregister_tm_clones",
+        "register_tm_clones",
+        "__do_global_dtors_aux",
+        "frame_dummy",
+    }
+)
+
+
+def startup(build: Build) -> Flags:
+    """Rows of the functions of the start files."""
+    named = np.fromiter((name in STARTUP for name in build.entities.names), np.bool_, len(build.entities))
+    return named & (build.entities.kind == Kind.FUNCTION)
+
+
+def unclear_code(build: Build) -> Flags:
+    """Rows of functions that name places which have no name, or hold bytes that are no instructions."""
+    references = build.references
+    unknown = (references.target_kind == TargetKind.UNKNOWN) & (references.function >= 0)
+    unknown[end_pointers(build)] = False
+    flags = np.zeros(len(build.entities), dtype=np.bool_)
+    flags[references.function[unknown]] = True
+    flags[list(build.undecodable)] = True
+    return flags
+
+
+def immovable(build: Build) -> Flags:
+    """Rows of functions that are not placed in a new image unless they must be."""
+    return startup(build) | unclear_code(build)
+
+
+def present(image: Image, index: int) -> Flags:
+    """Rows of functions whose code is in this image (``index``: its place in the module's list of images)."""
+    functions = image.build.entities.kind == Kind.FUNCTION
+    if image.placed is None:
+        return functions if index == 0 else functions & ~immovable(image.build)
+    flags = np.zeros(len(functions), dtype=np.bool_)
+    flags[list(image.placed)] = True
+    return flags & functions

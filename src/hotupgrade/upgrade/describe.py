@@ -1,0 +1,74 @@
+"""What an upgrade does to each module, as documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hotupgrade.upgrade.documents import Document
+from hotupgrade.upgrade.prepare import Candidate, Planned
+
+
+def compared(candidate: Candidate) -> Document:
+    """What differs between the build in force and the new one."""
+    comparison = candidate.comparison
+    old, new = comparison.old, comparison.new
+    functions, objects = changes(candidate)
+    kept = int(((comparison.old_of >= 0) & (new.entities.kind != 1)).sum())
+    return {
+        "name": candidate.module.name,
+        "old": {"build_id": old.build_id, "path": candidate.module.path},
+        "new": {"build_id": new.build_id, "path": candidate.path},
+        "functions": {key: list(names) for key, names in functions.items()},
+        "objects": {**{key: list(names) for key, names in objects.items()}, "kept": kept},
+    }
+
+
+def changes(candidate: Candidate) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Names of functions and of objects, by what happened to them."""
+    comparison = candidate.comparison
+    old, new = comparison.old, comparison.new
+    function = new.entities.kind == 1
+    dragged = set(comparison.dragged)
+    changed = [i for i in (comparison.replaced & function).nonzero()[0].tolist() if i not in dragged]
+    added = (function & (comparison.old_of < 0)).nonzero()[0].tolist()
+    removed = ((old.entities.kind == 1) & (comparison.new_of < 0)).nonzero()[0].tolist()
+    fresh = (~function & (comparison.old_of < 0)).nonzero()[0].tolist()
+    functions = {
+        "changed": [new.entities.names[i] for i in changed if comparison.old_of[i] >= 0],
+        "dragged": [new.entities.names[i] for i in sorted(dragged)],
+        "added": [new.entities.names[i] for i in added],
+        "removed": [old.entities.names[i] for i in removed],
+    }
+    objects = {
+        "new": [new.entities.names[i] for i in fresh],
+        "resized": [new.entities.names[i] for _, i in comparison.resized],
+        "initial_changed": [new.entities.names[i] for _, i in comparison.initial_changed],
+    }
+    return functions, objects
+
+
+def planned(item: Planned, memory: int) -> Document:
+    """A module of an upgrade document."""
+    plan = item.plan
+    document = compared(item.candidate)
+    placed = plan.placed.placed
+    document["functions"]["placed"] = len(placed) if placed is not None else int((plan.placed.build.entities.kind == 1).sum())
+    document["objects"]["constants_updated"] = list(plan.objects.get("constants_updated", ()))
+    document |= {
+        "base": plan.placed.base,
+        "reused": plan.image is None,
+        "memory_bytes": memory,
+        "constructors": [call.name for call in plan.constructors],
+    }
+    return document
+
+
+def totals(modules: Sequence[Document]) -> Document:
+    """Numbers over all modules."""
+    functions: dict[str, int] = dict.fromkeys(("changed", "dragged", "added", "removed", "placed"), 0)
+    objects: dict[str, int] = dict.fromkeys(("new", "resized", "initial_changed", "constants_updated", "kept"), 0)
+    for module in modules:
+        for table, source in ((functions, module["functions"]), (objects, module["objects"])):
+            for key, value in source.items():
+                table[key] = table.get(key, 0) + (value if isinstance(value, int) else len(value))
+    return {"functions": functions, "objects": objects}
