@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -319,7 +320,7 @@ class ElfFile:
         segments = tuple(self._segment(row, "a segment") for row in rows)
         if not segments:
             self.corrupt("there is no loadable segment")
-        for before, after in zip(segments, segments[1:], strict=False):
+        for before, after in pairwise(segments):
             if before.vaddr + before.memory_size > after.vaddr:
                 self.corrupt("segments overlap or are out of order")
         if any((s.file_offset - s.vaddr) % PAGE for s in segments if s.file_size):

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from iced_x86 import Decoder, Instruction, MemorySize, MemorySizeInfo, Mnemonic, OpKind
+from iced_x86 import Decoder, Instruction, MemorySizeInfo, Mnemonic, OpKind
 
 from hotupgrade.binary.model import I32, U8, U64, Form
 
@@ -98,8 +98,8 @@ def _branch_table(instructions: list[Instruction], rows: list[int]) -> Columns:
 
 
 @cache
-def _width(memory_size: MemorySize) -> int:
-    return MemorySizeInfo(memory_size).size
+def _width(memory_size: int) -> int:
+    return MemorySizeInfo(memory_size).size  # type: ignore[arg-type]  # the stub wants a class of its own
 
 
 def _signed(address: int) -> int:

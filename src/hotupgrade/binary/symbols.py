@@ -86,23 +86,41 @@ def plain_name(name: str) -> str:
     return name.split("@@", 1)[0] if "@@" in name else name
 
 
+@dataclass(frozen=True)
+class _Symbols:
+    """Columns of .symtab."""
+
+    table: Table
+    names: tuple[str, ...]
+    types: U8
+    bindings: U8
+    files: tuple[str, ...]
+    kinds: U8  # Kind; 0 for what is no entity
+
+
 def read_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol]) -> SymbolTable:
     """The named things of a build.  Raises Refused when the file has been stripped of them."""
-    table, names = _symtab(elf)
-    info = table["info"].astype(np.uint8)
-    types, bindings = info & np.uint8(15), info >> np.uint8(4)
-    files = _files(types, names)
-    kinds = _kinds(elf, table, types)
-    marks = _marks(table, names, types)
-    is_mark = np.array([name in LINKER_NAMES for name in names], np.bool_)
-    kinds[is_mark] = 0
-    _drop_untyped_duplicates(table, types, kinds)
+    symbols = _columns(elf)
+    table, kinds = symbols.table, symbols.kinds
     chosen = np.flatnonzero(kinds)
     if not (kinds == Kind.FUNCTION).any():
         _refuse_stripped(elf)
     _check_bounds(elf, table, kinds, chosen)
-    order = chosen[np.lexsort((kinds[chosen], table["value"][chosen], (kinds[chosen] == Kind.TLS).astype(np.uint8)))]
-    return _rows(elf, order, table, kinds, bindings, names, files, marks, dynamic_symbols)
+    is_tls = kinds[chosen] == Kind.TLS
+    order = chosen[np.lexsort((kinds[chosen], table["value"][chosen], is_tls))]
+    entities, by_name = _rows(symbols, order, dynamic_symbols)
+    marks = _marks(table, symbols.names, symbols.types)
+    return SymbolTable(entities, by_name, marks, _extents(elf, entities))
+
+
+def _columns(elf: ElfFile) -> _Symbols:
+    table, names = _symtab(elf)
+    info = table["info"].astype(np.uint8)
+    types = info & np.uint8(15)
+    kinds = _kinds(elf, table, types)
+    kinds[[name in LINKER_NAMES for name in names]] = 0
+    _drop_untyped_duplicates(table, types, kinds)
+    return _Symbols(table, names, types, info >> np.uint8(4), _files(types, names), kinds)
 
 
 def _refuse_stripped(elf: ElfFile) -> None:
@@ -198,23 +216,16 @@ def _check_bounds(elf: ElfFile, table: Table, kinds: U8, chosen: npt.NDArray[np.
 
 
 def _rows(
-    elf: ElfFile,
-    order: npt.NDArray[np.intp],
-    table: Table,
-    kinds: U8,
-    bindings: U8,
-    names: Sequence[str],
-    files: Sequence[str],
-    marks: Mapping[int, tuple[str, ...]],
-    dynamic_symbols: Sequence[DynamicSymbol],
-) -> SymbolTable:
-    value, kind, size = table["value"][order], kinds[order], table["size"][order]
+    symbols: _Symbols, order: npt.NDArray[np.intp], dynamic_symbols: Sequence[DynamicSymbol]
+) -> tuple[Entities, Mapping[str, int]]:
+    names, files = symbols.names, symbols.files
+    value, kind, size = symbols.table["value"][order], symbols.kinds[order], symbols.table["size"][order]
     first = np.ones(len(order), np.bool_)
     first[1:] = (value[1:] != value[:-1]) | (kind[1:] != kind[:-1])
     starts = np.flatnonzero(first)
     stops = np.append(starts[1:], len(order))
     members = order.tolist()
-    binding = bindings.tolist()
+    binding = symbols.bindings.tolist()
     preferred: list[str] = []
     aliases: list[tuple[str, ...]] = []
     row_files: list[str] = []
@@ -247,7 +258,7 @@ def _rows(
         aliases=tuple(aliases),
         files=tuple(row_files),
     )
-    return SymbolTable(entities, MappingProxyType(by_name), marks, _extents(elf, entities))
+    return entities, MappingProxyType(by_name)
 
 
 def _exported(address: U64, kind: U8, dynamic_symbols: Sequence[DynamicSymbol]) -> Flags:

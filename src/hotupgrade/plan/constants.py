@@ -181,18 +181,6 @@ def _words_by_row(targets: Targets) -> dict[int, list[int]]:
 
 
 def _read_rows(image: Image, rows: list[int], scene: Scene) -> list[bytes]:
-    """Present contents of rows of an image, with one read for each segment."""
-    entities = image.build.entities
-    chunks: dict[int, tuple[int, bytes]] = {}
-    spans = [(int(entities.address[row]), int(entities.address[row]) + int(entities.size[row])) for row in rows]
-    for segment in image.build.segments:
-        inside = [span for span in spans if segment.vaddr <= span[0] < segment.vaddr + segment.memory_size]
-        if inside:
-            low, high = min(span[0] for span in inside), max(span[1] for span in inside)
-            chunks[segment.vaddr] = (low, scene.read(image.base + low, high - low))
-    bases = sorted(chunks)
-    contents: list[bytes] = []
-    for low, high in spans:
-        start, chunk = chunks[max(base for base in bases if base <= low)]
-        contents.append(chunk[low - start : high - start])
-    return contents
+    """Present contents of rows of an image."""
+    address, size = image.build.entities.address, image.build.entities.size
+    return [scene.read(image.base + int(address[row]), int(size[row])) for row in rows]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I32, I64, Flags, TargetKind
+from hotupgrade.binary.model import I32, I64, TargetKind
 from hotupgrade.errors import Reason
-from hotupgrade.plan.entries import JUMP_SIZE, branching_into_entry, has_room, jump, jump_target
+from hotupgrade.plan.entries import JUMP_SIZE, OutOfReach, branching_into_entry, has_room, jump, jump_target
 from hotupgrade.plan.homes import partners
 from hotupgrade.plan.copies import present
 from hotupgrade.plan.model import Comparison, EditKind, Image, Scene, Watch
@@ -23,8 +23,6 @@ from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.patchwork import Patchwork
 from hotupgrade.plan.rows import Rows
 from hotupgrade.plan.select import with_pieces
-
-_FEW = 64  # entries that are read one by one rather than with all the code around them
 
 
 @dataclass
@@ -92,25 +90,29 @@ class _ImageEntries:
         self._options = options
         self._entries = entries
         self._present = present(self._image, index)
-        self._partner = _new_rows(self._image, new, comparison)
+        self._partner = new_rows(self._image, new, comparison)
         self._address = self._image.base + self._build.entities.address.astype(np.int64)
         self._replaced = self._present & (~self._is_new & comparison.old_replaced)
 
     def edit(self, patchwork: Patchwork, result: EntryEdits) -> None:
         plain = np.flatnonzero(self._present & self._comparison.plain_old)
-        states = self._states(plain)
         redirected_too = self._unchanged_to_redirect(plain)
-        for row, state in zip(plain.tolist(), states, strict=True):
+        for row, state in zip(plain.tolist(), self._states(plain), strict=True):
             self._edit_one(row, state, row in redirected_too, patchwork, result)
         self._watch_replaced(result)
 
     def _edit_one(self, row: int, state: _State, also: bool, patchwork: Patchwork, result: EntryEdits) -> None:
-        wanted = self._wanted(row, state, also)
         entry, name = int(self._address[row]), self._build.entities.names[row]
+        try:
+            wanted = self._wanted(row, state, also)
+        except OutOfReach:
+            result.refusals.append(_out_of_reach(name, entry))
+            return
         if wanted is None or wanted == self._scene.read(entry, len(wanted)):
             return
         if state is _State.FOREIGN:
-            result.refusals.append(_foreign(name, entry))
+            if not also:
+                result.refusals.append(_foreign(name, entry))
             return
         patchwork.add(entry, wanted, EditKind.JUMP, name)
         if not self._replaced[row] and state is _State.ORIGINAL:
@@ -155,7 +157,7 @@ class _ImageEntries:
     def _states(self, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[_State]:
         vaddrs = self._build.entities.address[rows].astype(np.int64).tolist()
         extents = self._build.extent[rows].tolist()
-        present = _read_entries(self._scene, self._image.base, vaddrs)
+        present = [self._scene.read(self._image.base + vaddr, JUMP_SIZE) for vaddr in vaddrs]
         moving = self._moving_bytes(rows)
         return [
             self._state(row, vaddr, content, moving.get(row, frozenset()), extent)
@@ -213,12 +215,13 @@ def entries_without_room(images: Sequence[Image], new: Build, comparisons: Seque
         if image.build.build_id == new.build_id:
             continue
         rows = present(image, index) & comparison.old_replaced & comparison.plain_old
-        rows &= _new_rows(image, new, comparison) >= 0
+        rows &= new_rows(image, new, comparison) >= 0
         found += [(index, row) for row in np.flatnonzero(rows).tolist() if not has_room(image.build, row)]
     return found
 
 
-def _new_rows(image: Image, new: Build, comparison: Comparison) -> I32:
+def new_rows(image: Image, new: Build, comparison: Comparison) -> I32:
+    """The row of ``new`` that is paired with each row of the image's build."""
     if image.build.build_id == new.build_id:
         return partners(image, new, comparison)
     return comparison.new_of
@@ -228,12 +231,8 @@ def _stems(names: Sequence[str]) -> frozenset[str]:
     return frozenset(name.split(".")[0].split("@")[0] for name in names)
 
 
-def _read_entries(scene: Scene, base: int, vaddrs: list[int]) -> list[bytes]:
-    if len(vaddrs) < _FEW:
-        return [scene.read(base + vaddr, JUMP_SIZE) for vaddr in vaddrs]
-    low, high = min(vaddrs), max(vaddrs) + JUMP_SIZE
-    content = scene.read(base + low, high - low)
-    return [content[vaddr - low : vaddr - low + JUMP_SIZE] for vaddr in vaddrs]
+def _out_of_reach(name: str, entry: int) -> Reason:
+    return Reason("out-of-reach", name, f"{name} at {entry:#x} is more than 2 GiB away from its new copy")
 
 
 def _foreign(name: str, entry: int) -> Reason:

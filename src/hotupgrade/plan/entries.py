@@ -18,10 +18,16 @@ _REACH = 1 << 31
 Bytes = npt.NDArray[np.uint8]
 
 
-def jump(entry: int, target: int) -> bytes | None:
-    """``jmp rel32`` at ``entry``; None if the target is out of reach."""
+class OutOfReach(Exception):
+    """No 32-bit displacement leads there."""
+
+
+def jump(entry: int, target: int) -> bytes:
+    """``jmp rel32`` at ``entry``."""
     distance = target - entry - JUMP_SIZE
-    return struct.pack("<Bi", _JUMP, distance) if -_REACH <= distance < _REACH else None
+    if not -_REACH <= distance < _REACH:
+        raise OutOfReach
+    return struct.pack("<Bi", _JUMP, distance)
 
 
 def jump_target(entry: int, content: bytes) -> int | None:

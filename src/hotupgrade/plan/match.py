@@ -288,8 +288,8 @@ class Matcher:
 
     def _unvoted_functions(self) -> tuple[Indices, Indices]:
         paired = np.flatnonzero((self.new_of >= 0) & (self.old.build.entities.kind == Kind.FUNCTION))
-        fresh = [pair for pair in zip(paired.tolist(), self.new_of[paired].tolist(), strict=True)]
-        fresh = [pair for pair in fresh if pair not in self.voted]
+        both = zip(paired.tolist(), self.new_of[paired].tolist(), strict=True)
+        fresh = [pair for pair in both if pair not in self.voted]
         self.voted.update(fresh)
         table = np.array(fresh, np.int64).reshape(-1, 2)
         return table[:, 0], table[:, 1]

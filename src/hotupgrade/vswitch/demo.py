@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hotupgrade.errors import HotUpgradeError, NotNow, Reason
-from hotupgrade.report.document import duration, number, plural, text
+from hotupgrade.errors import HotUpgradeError
+from hotupgrade.report.document import duration, names, number, plural, rows, text
 from hotupgrade.vswitch import baseline, vulnerability
 from hotupgrade.vswitch.baseline import Baseline, Fact
 from hotupgrade.vswitch.builds import SwitchBuild, find_build
@@ -39,6 +39,7 @@ OPERATOR_FLOWS = 500  # beside the two that carry the traffic, so that "the flow
 WINDOWS, WINDOW_SECONDS = 5, 0.4
 # The fastest of several windows: what others on the machine take away only ever makes a window slower.
 RATE_KEPT = 0.9
+NAMES_SHOWN = 12
 COMMAND_SECONDS = 60.0
 
 Document = dict[str, Any]
@@ -121,6 +122,8 @@ class Demonstration:
         self._say(" ".join(["$ hotupgrade", *map(_short, words)]))
         document = run_hotupgrade([*words, "--json"])
         self._say(_summary(document))
+        for module in rows(document, "modules") if command == "check" else ():
+            self._say(f"{text(module, 'name')}: {', '.join(names(module, 'functions', 'changed')[:NAMES_SHOWN])}")
         return document
 
     def _step(self, title: str, action: Callable[[], T], document: Callable[[T], Document] | None = None) -> T:
@@ -181,19 +184,21 @@ class _Look:
 
 
 def run_hotupgrade(arguments: Sequence[str]) -> Document:
-    """Run the command line; its JSON document, or :class:`NotNow` with what it said."""
+    """Run the command line; its JSON document, or an error with all that it said."""
     program = Path(sys.executable).with_name("hotupgrade")
     command = [str(program)] if program.is_file() else [sys.executable, "-m", "hotupgrade"]
     try:
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=COMMAND_SECONDS)
     except subprocess.TimeoutExpired:
-        raise NotNow(_command_reason(arguments, f"no answer within {COMMAND_SECONDS:g} s")) from None
+        raise _failure(arguments, f"no answer within {COMMAND_SECONDS:g} s") from None
     if done.returncode != 0:
-        words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise NotNow(_command_reason(arguments, words[0]))
-    document = json.loads(done.stdout)
+        raise _failure(arguments, f"exit code {done.returncode}\n{done.stderr.strip()}")
+    try:
+        document = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        document = None
     if not isinstance(document, dict):
-        raise NotNow(_command_reason(arguments, "it printed no JSON document"))
+        raise _failure(arguments, f"this is no JSON document: {done.stdout[:200]!r}")
     return document
 
 
@@ -210,7 +215,7 @@ def prepare(switch: Switch) -> None:
 def write(demonstration: Demonstration, output: Path) -> Iterable[Path]:
     """Write the report, the picture and the page; the files, in this order."""
     # Plotting takes a second to load: not before the switch is done with.
-    from hotupgrade.report import page, timeline  # noqa: PLC0415
+    from hotupgrade.report import page, timeline
 
     output.mkdir(parents=True, exist_ok=True)
     report = demonstration.report()
@@ -253,8 +258,8 @@ def main(builds: Path, output: Path) -> None:
         sys.exit(error.exit_code)
     files = write(demonstration, output)
     show(demonstration)
-    names = ", ".join(_short(str(path)) for path in files)
-    console.print(f"Done in {time.monotonic() - begin:.0f} s: {names}", soft_wrap=True)
+    written = ", ".join(_short(str(path)) for path in files)
+    console.print(f"Done in {time.monotonic() - begin:.0f} s: {written}", soft_wrap=True)
     sys.exit(0 if demonstration.ok else 1)
 
 
@@ -294,8 +299,8 @@ def _rate_fact(before: Rate, after: Rate) -> Fact:
 
 
 def _security_fact(switch: str, before: _Look, after: _Look) -> Fact:
-    names = " and ".join(sorted({finding.cve for finding in before.findings}))
-    return Fact(f"{names}, {switch}", before.seen, after.seen, before.as_expected and after.as_expected)
+    cves = " and ".join(sorted({finding.cve for finding in before.findings}))
+    return Fact(f"{cves}, {switch}", before.seen, after.seen, before.as_expected and after.as_expected)
 
 
 def _summed_up(name: str, facts: Iterable[Fact]) -> Fact:
@@ -307,7 +312,7 @@ def _summary(document: Document) -> str:
     """One line of what a command reported; what it did not report is left out."""
     busy, empty = number(document, "break_us", "busy_max"), number(document, "empty_stop_us", "busy_max")
     parts = [
-        text(document, "outcome"),
+        text(document, "verdict") or text(document, "outcome"),
         f"busy threads stopped for {duration(busy)}" if busy is not None else "",
         f"{duration(empty)} for a stop that changes nothing" if empty is not None else "",
         plural(number(document, "functions", "changed"), "function") + " changed" if "functions" in document else "",
@@ -344,8 +349,8 @@ def _short(argument: str) -> str:
     return argument.removeprefix(f"{Path.cwd()}/")
 
 
-def _command_reason(arguments: Sequence[str], words: str) -> Reason:
-    return Reason("command", "hotupgrade", f"hotupgrade {' '.join(map(_short, arguments))}: {words}")
+def _failure(arguments: Sequence[str], words: str) -> HotUpgradeError:
+    return HotUpgradeError(f"hotupgrade {' '.join(map(_short, arguments))}: {words}")
 
 
 if __name__ == "__main__":

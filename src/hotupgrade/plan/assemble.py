@@ -1,0 +1,122 @@
+"""Puts the bytes of a new image together: only what is needed, where the linker had it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from hotupgrade.binary.model import Kind
+from hotupgrade.plan.homes import NEW, Homes
+from hotupgrade.plan.memory import ImageMemory
+from hotupgrade.plan.model import ImagePlan, Scene
+from hotupgrade.plan.relink import Linker
+from hotupgrade.plan.select import Selection
+from hotupgrade.plan.unnamed import Unnamed
+from hotupgrade.plan.unwind import UnwindTables, unwind_tables
+
+_STUB = 16
+_SLACK = 1024  # bytes around unnamed data: code may name a place a little before a table, to index it from a number above 0
+_REFERENCE = "DW.ref."
+
+
+def assemble(
+    linker: Linker, homes: Homes, selection: Selection, unnamed: Unnamed, extra: Iterable[int], scene: Scene, *, whole: bool
+) -> ImagePlan:
+    """The plan of the new image.  ``extra``: vaddrs of unnamed data that constants outside of it point to."""
+    return _Assembler(linker, homes, selection, scene).assemble(unnamed, extra, whole)
+
+
+class _Assembler:
+    def __init__(self, linker: Linker, homes: Homes, selection: Selection, scene: Scene) -> None:
+        self._linker = linker
+        self._new = linker.new
+        self._homes = homes
+        self._selection = selection
+        self._scene = scene
+        self._memory = ImageMemory(self._new)
+
+    def assemble(self, unnamed: Unnamed, extra: Iterable[int], whole: bool) -> ImagePlan:
+        self._put_unnamed(unnamed, [*self._selection.unnamed, *extra], whole)
+        self._put_functions()
+        self._put_stubs_and_slots()
+        self._put_data()
+        tables = unwind_tables(self._new, self._selection.functions)
+        if tables is not None:
+            self._put_unwind_tables(tables)
+        return ImagePlan(
+            base=self._linker.base,
+            size=self._memory.size,
+            pieces=self._memory.pieces(),
+            protections=self._memory.protections(),
+            eh_frame=None if tables is None else self._linker.base + tables.start,
+        )
+
+    def _put_functions(self) -> None:
+        entities = self._new.entities
+        for row in np.flatnonzero(self._selection.functions).tolist():
+            low = int(entities.address[row])
+            self._memory.copy(low, low + int(self._new.extent[row]))
+        fields = self._linker.fields()
+        self._memory.put_fields(fields.position, fields.value)
+
+    def _put_stubs_and_slots(self) -> None:
+        for stub in self._selection.stubs:
+            section = self._new.section_at(stub)
+            high = stub + _STUB if section is None else min(stub + _STUB, section.vaddr + section.size)
+            self._memory.copy(stub, high)
+        for index in self._selection.slots:
+            for vaddr, word in self._linker.slot(index):
+                self._memory.put_word(vaddr, word.value)
+
+    def _put_data(self) -> None:
+        entities = self._new.entities
+        for row in np.flatnonzero(self._selection.data & ~self._linker.copied).tolist():
+            low = int(entities.address[row])
+            self._put_range(low, low + int(entities.size[row]))
+
+    def _put_unnamed(self, unnamed: Unnamed, items: Iterable[int], whole: bool) -> None:
+        for vaddr in sorted(set(items)):
+            section = self._new.section_at(vaddr)
+            if section is None:
+                continue
+            low, high = section.vaddr, section.vaddr + section.size
+            if not whole:
+                low, high = max(low, vaddr - _SLACK), min(high, unnamed.end(vaddr) + _SLACK)
+            self._memory.copy(low, high)
+            self._relocate(low, high)
+
+    def _put_range(self, low: int, high: int) -> None:
+        self._memory.copy(low, high)
+        self._relocate(low, high)
+
+    def _relocate(self, low: int, high: int) -> None:
+        for index in self._linker.targets.within(low, high):
+            self._memory.put_word(int(self._linker.targets.vaddr[index]), self._linker.word(index).value)
+
+    def _put_unwind_tables(self, tables: UnwindTables) -> None:
+        self._memory.put(tables.start, tables.frames)
+        for low, high in tables.ranges:
+            self._put_range(low, high)
+        for vaddr in tables.words:
+            self._put_indirection(vaddr)
+        base, places = self._linker.base, np.asarray(list(tables.pointers), dtype=np.int64)
+        targets = [self._absolute(vaddr) for vaddr in tables.pointers.values()]
+        values = np.asarray(targets, dtype=np.int64) - base - places
+        self._memory.put_fields(places, values.astype(np.int32))
+
+    def _put_indirection(self, vaddr: int) -> None:
+        """A word that unwinding reads through (a personality routine's address, a type's)."""
+        row, addend = self._linker.targets.rows.one_at(vaddr)
+        kept = row >= 0 and not addend and self._homes.owner[row] != NEW
+        if kept and self._new.entities.names[row].startswith(_REFERENCE):
+            # The compiler's own word for this purpose; the loader filled in the old one.
+            self._memory.put(vaddr, self._scene.read(int(self._homes.address[row]), 8))
+        else:
+            self._put_range(vaddr, vaddr + 8)
+
+    def _absolute(self, vaddr: int) -> int:
+        row, addend = self._linker.targets.rows.one_at(vaddr)
+        if row >= 0 and int(self._new.entities.kind[row]) == Kind.FUNCTION:
+            return int(self._linker.code[row]) + addend
+        return self._linker.pointer(row, addend, vaddr).value
