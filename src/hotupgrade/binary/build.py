@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hotupgrade.binary import code
-from hotupgrade.binary.code import CodeFacts, JumpTable
+from hotupgrade.binary.code import CodeFacts, FactsStore, JumpTable
 from hotupgrade.binary.elf import (
     DF_1_NOW,
     DF_1_PIE,
@@ -88,6 +88,7 @@ class Build:
         # Linked with --emit-relocs: only then thread-local offsets in the code are known.
         self._tls_records = read_code_records(elf, Relocation.DTPOFF32)
         self.has_relocation_records = self._tls_records is not None
+        self.facts_store: FactsStore | None = None  # where an earlier run may have left the facts about the code
         self._facts: CodeFacts | None = None
 
     @classmethod
@@ -157,13 +158,30 @@ class Build:
     @property
     def facts(self) -> CodeFacts:
         """Disassembles every function, once."""
+        if self._facts is None and self.facts_store is not None:
+            self._facts = self.facts_store.load(self)
         if self._facts is None:
             self._facts = code.read_code(self, self._tls_records)
+            if self.facts_store is not None:
+                self.facts_store.save(self, self._facts)
         return self._facts
 
-    def adopt(self, facts: CodeFacts) -> None:
-        """Takes over what an earlier run found in the same build (from the cache)."""
-        self._facts = facts
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that matching and comparing look at.
+
+        The build-id does not tell a stripped file from its original, though they have different symbols.
+        """
+        digest = hashlib.blake2b(digest_size=20)
+        for segment in self.segments:
+            digest.update(memoryview(self.data)[segment.file_offset : segment.file_offset + segment.file_size])
+        columns = (self.entities.address, self.entities.size, self.entities.kind, self.entities.exported)
+        for column in columns:
+            digest.update(column.tobytes())
+        names = (self.entities.aliases, self.entities.files, sorted(self.by_name), sorted(self.sections.items()))
+        digest.update(repr(names).encode())
+        digest.update(b"records" if self.has_relocation_records else b"")
+        return f"{self.build_id}-{digest.hexdigest()}"
 
     @property
     def references(self) -> References:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,14 @@ class CodeFacts:
     access: I32
     undecodable: frozenset[int]
     jump_tables: tuple[JumpTable, ...]
+
+
+class FactsStore(Protocol):
+    """Where facts are kept between runs; a miss is no error."""
+
+    def load(self, build: Build) -> CodeFacts | None: ...
+
+    def save(self, build: Build, facts: CodeFacts) -> None: ...
 
 
 def read_code(build: Build, records: Table | None) -> CodeFacts:

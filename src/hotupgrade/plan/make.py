@@ -216,11 +216,12 @@ def _object_names(case: Case, updates: ConstantUpdates) -> dict[str, tuple[str, 
     comparison = case.comparisons[case.current]
     fresh = case.selection.data.copy()
     fresh[list(case.selection.thread_locals)] = True
-    names = case.new.entities.names
+    names, kinds = case.new.entities.names, case.new.entities.kind
+    initial = {names[row] for _, row in comparison.initial_changed if int(kinds[row]) in (Kind.OBJECT, Kind.TLS)}
     return {
         "new": _names(case.new, fresh),
         "resized": tuple(sorted({names[row] for _, row in comparison.resized})),
-        "initial-changed": tuple(sorted({names[row] for _, row in comparison.initial_changed})),
+        "initial-changed": tuple(sorted(initial)),
         "constants-updated": tuple(sorted(set(updates.names))),
     }
 

@@ -81,7 +81,7 @@ class Linker:
         """The reference fields that differ from the file, of the selected functions."""
         every = self._selection.every
         index = self._selection.references if selected is None else selected
-        index = index[every.target_kind[index] == TargetKind.ENTITY]
+        index = index[(every.target_kind[index] == TargetKind.ENTITY) & (every.form[index] != Form.SHORT)]
         row, form, addend = every.entity[index], every.form[index], every.addend[index]
         kind = self.new.entities.kind[row]
         following = self.base + every.following[index].astype(np.int64)

@@ -20,7 +20,7 @@ from hotupgrade.plan.targets import Targets, is_pair, thread_local_offset
 
 Indices = npt.NDArray[np.intp]
 
-TRANSFERS = (Form.CALL, Form.JUMP, Form.BRANCH)
+TRANSFERS = (Form.CALL, Form.JUMP, Form.BRANCH, Form.SHORT)
 DATA = (Kind.OBJECT, Kind.RELRO, Kind.CONSTANT)
 
 _COLD = re.compile(r"\.cold(\.\d+)?$")
@@ -54,7 +54,7 @@ def select(
     needed = needed_functions(images, current, new, comparisons, homes)
     if options.whole:
         needed |= (new.entities.kind == Kind.FUNCTION) & ~immovable(new)
-    functions = with_pieces(new, needed)
+    functions = with_pieces(new, needed, neighbours=True)
     every, unclear = settle(new, homes, functions)
     references = np.flatnonzero(functions[np.maximum(every.function, 0)] & (every.function >= 0))
     slots, stubs = _slots(new, every, references)
@@ -90,10 +90,13 @@ def needed_functions(
     return needed
 
 
-def with_pieces(build: Build, functions: Flags) -> Flags:
-    """These functions and all code that shares a frame with them: their .cold parts, and what jumps into the middle."""
+def with_pieces(build: Build, functions: Flags, *, neighbours: bool = False) -> Flags:
+    """These functions and all code that shares a frame with them: their .cold parts, and what jumps into the middle.
+
+    With ``neighbours`` also what they reach by a short jump, which cannot lead out of an image.
+    """
     references = build.references
-    joined = _joins(build, references)
+    joined = _joins(build, references, neighbours)
     sources, sinks = references.function[joined], references.entity[joined]
     flags = functions.copy()
     while True:
@@ -104,14 +107,15 @@ def with_pieces(build: Build, functions: Flags) -> Flags:
         flags[reached] = True
 
 
-def _joins(build: Build, references: References) -> Indices:
+def _joins(build: Build, references: References, neighbours: bool) -> Indices:
     """References that lead from one piece of a function to another."""
     cold = np.fromiter((_COLD.search(name) is not None for name in build.entities.names), np.bool_, len(build.entities))
     between = (references.target_kind == TargetKind.ENTITY) & (references.function >= 0)
     entity = np.maximum(references.entity, 0)
     between &= build.entities.kind[entity] == Kind.FUNCTION
+    short = references.form == Form.SHORT
     between &= np.isin(references.form, TRANSFERS)
-    return np.flatnonzero(between & ((references.addend != 0) | cold[entity]))
+    return np.flatnonzero(between & ((references.addend != 0) | cold[entity] | (short & neighbours)))
 
 
 def _table_targets(build: Build, flags: Flags) -> npt.NDArray[np.int32]:

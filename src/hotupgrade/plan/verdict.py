@@ -10,7 +10,7 @@ import iced_x86
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Flags, Kind, TargetKind
+from hotupgrade.binary.model import Flags, Form, Kind, TargetKind
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.errors import Reason
 from hotupgrade.plan import tls
@@ -127,17 +127,18 @@ def _unknown_references(case: Case) -> Iterator[Reason]:
 
 
 def _middles(case: Case) -> Iterator[Reason]:
-    """Jumps into a function that stays where it is, at other places than its entry."""
+    """Jumps into a function that stays where it is, at other places than its entry, or too short to lead there."""
     every, index, functions = case.selection.every, case.selection.references, case.selection.functions
     entity = np.maximum(every.entity[index], 0)
-    wrong = (every.target_kind[index] == TargetKind.ENTITY) & (every.addend[index] != 0) & ~functions[entity]
+    wrong = (every.target_kind[index] == TargetKind.ENTITY) & ~functions[entity]
+    wrong &= (every.addend[index] != 0) | (every.form[index] == Form.SHORT)
     wrong &= case.new.entities.kind[entity] == Kind.FUNCTION
     for place in index[wrong].tolist():
         user, target = _name(case, int(every.function[place])), _name(case, int(every.entity[place]))
         yield Reason(
             "jump-into-function",
             target,
-            f"{user} leads into the middle of {target}, which is not part of the new image; try --whole",
+            f"{user} leads into {target} in a way that needs both in one image, but {target} cannot be placed",
         )
 
 
@@ -334,6 +335,8 @@ def _new_ifuncs(case: Case) -> Iterator[Reason]:
 
 def _initial_values(case: Case) -> Iterator[Reason]:
     for _, row in case.comparisons[case.current].initial_changed:
+        if int(case.new.entities.kind[row]) not in (Kind.OBJECT, Kind.TLS):
+            continue  # constants get their new contents
         name = _name(case, row)
         yield Reason(
             "initial-changed", name, f"{name} has another initial value in the new build; the running value stays as it is"

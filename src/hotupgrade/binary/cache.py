@@ -1,0 +1,234 @@
+"""What was found out about a build once need not be found out again: a directory of small files.
+
+Nothing in it is trusted for more than speed.  An entry counts only if it is ours (owner, nobody else may write), whole
+(a digest over its contents) and about exactly this build (its fingerprint); anything else is as if it were not there,
+and so is a directory that cannot be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+import hotupgrade
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.code import CodeFacts, JumpTable
+from hotupgrade.binary.model import References
+
+FORMAT = 1  # raise it whenever the meaning of an entry or the way to find its contents changes
+MAGIC = b"hotupgrade cache\0"
+DIGEST = 32
+MAX_ENTRIES = 64
+ALLOWED_TYPES = frozenset(("<u8", "<i8", "<i4", "|u1", "|b1"))
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+Array = npt.NDArray[Any]
+
+
+class _Column(msgspec.Struct, frozen=True, array_like=True):
+    type: str
+    content: bytes
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Arrays and texts under names."""
+
+    key: str
+    columns: dict[str, _Column] = {}  # msgspec copies mutable defaults
+    texts: list[list[str]] = []
+
+    def array(self, name: str) -> Array:
+        column = self.columns[name]
+        if column.type not in ALLOWED_TYPES:
+            raise ValueError(column.type)
+        return np.frombuffer(column.content, column.type)
+
+
+def entry(key: str, arrays: Mapping[str, Array], texts: list[list[str]] | None = None) -> Entry:
+    columns = {name: _Column(array.dtype.str, np.ascontiguousarray(array).tobytes()) for name, array in arrays.items()}
+    return Entry(key, columns, texts or [])
+
+
+def default_directory() -> Path | None:
+    """Root does not follow the environment of whoever became root."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/hotupgrade")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(base).is_absolute():
+        return Path(base) / "hotupgrade"
+    try:
+        return Path.home() / ".cache" / "hotupgrade"
+    except RuntimeError:
+        return None
+
+
+class Cache:
+    """Entries by key; every failure is a miss."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self.directory = directory  # None: nothing is kept
+
+    def get(self, key: str) -> Entry | None:
+        with contextlib.suppress(OSError), self._opened(create=False) as directory:
+            if directory is None:
+                return None
+            descriptor = os.open(_file_name(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+            with os.fdopen(descriptor, "rb") as file:
+                if not _is_ours(os.fstat(descriptor), stat.S_ISREG):
+                    return None
+                return _decoded(file.read(), key)
+        return None
+
+    def put(self, found: Entry) -> None:
+        payload = msgspec.msgpack.encode(found)
+        content = MAGIC + _digest(payload) + payload
+        with contextlib.suppress(OSError), self._opened(create=True) as directory:
+            if directory is not None:
+                _write(directory, _file_name(found.key), content)
+                _prune(directory)
+
+    @contextlib.contextmanager
+    def _opened(self, create: bool) -> Iterator[int | None]:
+        """A descriptor of the directory, or None when it is not for us alone to write."""
+        if self.directory is None:
+            yield None
+            return
+        if create:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.directory, flags)
+        try:
+            yield descriptor if _is_ours(os.fstat(descriptor), stat.S_ISDIR) else None
+        finally:
+            os.close(descriptor)
+
+
+def default_cache() -> Cache:
+    return Cache(default_directory())
+
+
+def _is_ours(status: os.stat_result, is_right_type: Any) -> bool:
+    return bool(is_right_type(status.st_mode)) and status.st_uid == os.geteuid() and not status.st_mode & OTHERS_WRITE
+
+
+def _file_name(key: str) -> str:
+    return hashlib.blake2b(key.encode(), digest_size=20).hexdigest() + ".cache"
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.blake2b(payload, digest_size=DIGEST).digest()
+
+
+def _decoded(content: bytes, key: str) -> Entry | None:
+    digest, payload = content[len(MAGIC) : len(MAGIC) + DIGEST], content[len(MAGIC) + DIGEST :]
+    if not content.startswith(MAGIC) or digest != _digest(payload):
+        return None
+    try:
+        found = msgspec.msgpack.decode(payload, type=Entry)
+    except msgspec.MsgspecError:
+        return None
+    return found if found.key == key else None
+
+
+def _write(directory: int, name: str, content: bytes) -> None:
+    """Under another name first: a reader sees the whole entry or none."""
+    temporary = f".{secrets.token_hex(8)}.part"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)  # pathlib knows no directory descriptors
+        raise
+
+
+def _prune(directory: int) -> None:
+    """Keeps the newest entries, so that the directory stays bounded; left-overs of killed runs go first."""
+    names = [name for name in os.listdir(directory) if name.endswith((".cache", ".part"))]
+    if len(names) <= MAX_ENTRIES:
+        return
+    ages = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            ages.append((os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime, name))
+    for _, name in sorted(ages)[:-MAX_ENTRIES]:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=directory)
+
+
+# Builds
+
+
+def cache_key(kind: str, *builds: Build) -> str:
+    return "/".join([kind, str(FORMAT), hotupgrade.__version__, *(build.fingerprint for build in builds)])
+
+
+def load_build(data: bytes, label: str, cache: Cache) -> Build:
+    """A build whose code is disassembled only if no earlier run did it."""
+    build = Build.from_bytes(data, label)
+    build.facts_store = _Store(cache)
+    return build
+
+
+class _Store:
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def load(self, build: Build) -> CodeFacts | None:
+        found = self._cache.get(cache_key("code", build))
+        try:
+            return None if found is None else _facts(build, found)
+        except (KeyError, ValueError, IndexError):
+            return None
+
+    def save(self, build: Build, facts: CodeFacts) -> None:
+        references = facts.references
+        tables = facts.jump_tables
+        arrays: dict[str, Array] = {name: getattr(references, name) for name in REFERENCE_COLUMNS}
+        arrays["access"] = facts.access
+        arrays["undecodable"] = np.array(sorted(facts.undecodable), np.int64)
+        arrays["tables"] = np.array([(t.vaddr, t.count, t.function, len(t.targets)) for t in tables], np.int64)
+        arrays["table_targets"] = np.array([row for t in tables for row in t.targets], np.int64)
+        self._cache.put(entry(cache_key("code", build), arrays))
+
+
+REFERENCE_COLUMNS = {
+    "position": "<u8",
+    "following": "<u8",
+    "form": "|u1",
+    "target": "<u8",
+    "function": "<i4",
+    "target_kind": "|u1",
+    "entity": "<i4",
+    "addend": "<i8",
+}
+
+
+def _facts(build: Build, found: Entry) -> CodeFacts:
+    columns = {name: found.array(name) for name in REFERENCE_COLUMNS}
+    access, undecodable = found.array("access"), found.array("undecodable")
+    count = len(access)
+    if any(len(c) != count or c.dtype.str != REFERENCE_COLUMNS[name] for name, c in columns.items()):
+        raise ValueError("columns do not fit together")
+    rows = len(build.entities)
+    if count and (columns["function"].max() >= rows or columns["entity"].max() >= max(rows, len(build.slots))):
+        raise ValueError("rows that the build does not have")
+    tables = []
+    targets = found.array("table_targets").tolist()
+    for vaddr, size, function, length in found.array("tables").reshape(-1, 4).tolist():
+        tables.append(JumpTable(vaddr, size, function, tuple(targets[:length])))
+        del targets[:length]
+    return CodeFacts(References(**columns), access, frozenset(undecodable.tolist()), tuple(tables))

@@ -1,0 +1,68 @@
+"""Comparisons of pairs of builds, kept between runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.cache import Cache, Entry, cache_key, entry
+from hotupgrade.errors import Reason
+from hotupgrade.plan.compare import compare
+from hotupgrade.plan.model import Comparison
+
+NEW_ROWS = ("old_of", "same", "replaced", "plain_new")
+OLD_ROWS = ("new_of", "old_replaced", "plain_old")
+
+
+def compare_cached(old: Build, new: Build, cache: Cache) -> Comparison:
+    key = cache_key("comparison", old, new)
+    found = cache.get(key)
+    if found is not None:
+        try:
+            return _comparison(old, new, found)
+        except (KeyError, ValueError, IndexError, TypeError):
+            pass  # as good as absent
+    comparison = compare(old, new)
+    cache.put(_entry(key, comparison))
+    return comparison
+
+
+def _entry(key: str, comparison: Comparison) -> Entry:
+    arrays: dict[str, npt.NDArray[Any]] = {name: getattr(comparison, name) for name in NEW_ROWS + OLD_ROWS}
+    arrays["dragged"] = _pairs(comparison.dragged.items())
+    arrays["resized"] = _pairs(comparison.resized)
+    arrays["initial_changed"] = _pairs(comparison.initial_changed)
+    arrays["ambiguous_new"] = np.array(sorted(comparison.ambiguous_new), np.int64)
+    arrays["tls_equal"] = np.array([comparison.tls_equal], np.bool_)
+    return entry(key, arrays, [[note.code, note.subject, note.text] for note in comparison.notes])
+
+
+def _pairs(pairs: Any) -> npt.NDArray[np.int64]:
+    return np.array(sorted(pairs), np.int64).reshape(-1, 2)
+
+
+def _comparison(old: Build, new: Build, found: Entry) -> Comparison:
+    columns: dict[str, Any] = {}
+    for names, size, other in ((NEW_ROWS, len(new.entities), old), (OLD_ROWS, len(old.entities), new)):
+        for name in names:
+            columns[name] = column = found.array(name)
+            if len(column) != size or (column.dtype == np.int32 and size and column.max() >= len(other.entities)):
+                raise ValueError(name)
+
+    def pairs(name: str) -> tuple[tuple[int, int], ...]:
+        return tuple((first, second) for first, second in found.array(name).reshape(-1, 2).tolist())
+
+    return Comparison(
+        old=old,
+        new=new,
+        **columns,
+        dragged=dict(pairs("dragged")),
+        ambiguous_new=frozenset(found.array("ambiguous_new").tolist()),
+        resized=pairs("resized"),
+        initial_changed=pairs("initial_changed"),
+        tls_equal=bool(found.array("tls_equal")[0]),
+        notes=tuple(Reason(*texts) for texts in found.texts),
+    )
