@@ -189,7 +189,7 @@ static uint64_t thread_pointer(void)
     return self;
 }
 
-/* Every aligned word from the stack pointer (less the red zone) up may be a return address.  Taking too many for one costs a
+/* Every aligned word from the stack pointer up may be a return address (a call lowers the pointer, so none is below).  Taking too many for one costs a
  * retry; an unwinder that takes too few would cost the process.  The first byte of a range is no hit: a word that equals
  * it is a pointer to the function, and no call returns there.  Returns 0 if the stop may go on. */
 static int blocked(const struct hu_thread *thread)
@@ -215,7 +215,7 @@ static int blocked(const struct hu_thread *thread)
         give_up(HU_NO_STACK, thread->tid, thread->sp);
         return 1;
     }
-    for (uint64_t at = (thread->sp - 128) & ~7ull; at + 8 <= top; at += 8) {
+    for (uint64_t at = (thread->sp + 7) & ~7ull; at + 8 <= top; at += 8) {
         uint64_t word = *(const uint64_t *)at;
         if (watched(word)) {
             give_up(HU_ACTIVE, thread->tid, word);

@@ -24,7 +24,7 @@ class Compiler:
         self.directory = directory
 
     def file(self, sources: str | Mapping[str, str], *flags: str, executable: bool = False) -> Path:
-        """``sources`` is one C text, or file names (their suffix says the language) with texts; -o and -shared are added."""
+        """``sources`` is one C text, or texts by file name, whose suffix says the language."""
         texts = {"module.c": sources} if isinstance(sources, str) else dict(sources)
         request = repr((sorted(texts.items()), list(texts), flags, executable))
         place = self.directory / hashlib.sha256(request.encode()).hexdigest()[:16]
@@ -50,5 +50,3 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
     if not shutil.which("gcc"):
         pytest.fail("gcc is needed to build the modules under test")
     return Compiler(tmp_path_factory.mktemp("modules"))
-
-

@@ -251,15 +251,17 @@ def _read_file(path: Path | str) -> bytes:
         what = error.strerror if isinstance(error, OSError) else str(error)
         text = f"{label} cannot be read: {what}; name a shared library or an executable"
         raise Refused(Reason("unreadable", label, text)) from error
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             text = f"{label} is not a regular file; name a shared library or an executable"
             raise Refused(Reason("not-a-file", label, text))
         if status.st_size > MAX_FILE:
             raise Refused(Reason("too-large", label, f"{label} is larger than 4 GiB; no module to upgrade is"))
-        try:
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.readall() or b""
-        except OSError as error:
-            text = f"{label} cannot be read: {error.strerror}; take a good copy of it"
-            raise Refused(Reason("unreadable", label, text)) from error
+    except OSError as error:
+        text = f"{label} cannot be read: {error.strerror}; take a good copy of it"
+        raise Refused(Reason("unreadable", label, text)) from error
+    finally:
+        os.close(descriptor)

@@ -199,7 +199,7 @@ def data_targets(build: Build) -> Addresses:
     found.extend(v for v in (build.init, build.fini, build.entry or None) if v is not None)
     found.extend(build.init_array)
     found.extend(build.fini_array)
-    return np.array(found, np.int64)
+    return np.array([vaddr for vaddr in found if 0 <= vaddr < build.span], np.int64)
 
 
 def address_taken(build: Build) -> Flags:
@@ -221,7 +221,13 @@ def boundaries(build: Build) -> Addresses:
     start = entities.address[fixed].astype(np.int64)
     stop = start + np.maximum(build.extent[fixed], 1)
     anonymous = references.target_kind == TargetKind.ANONYMOUS
-    edges = [vaddr for section in build.sections.values() for vaddr in (section.vaddr, section.vaddr + section.size)]
+    edges = [
+        vaddr
+        for section in build.sections.values()
+        if section.flags & SHF_ALLOC
+        for vaddr in (section.vaddr, min(section.vaddr + section.size, build.span))
+        if vaddr <= build.span
+    ]
     return np.unique(
         np.concatenate(
             [start, stop, references.target[anonymous].astype(np.int64), data_targets(build), np.array(edges, np.int64)]

@@ -176,6 +176,7 @@ class ElfFile:
         self.sections = self._named_sections()
         self.segments = self._load_segments()
         self.span = -(-(self.segments[-1].vaddr + self.segments[-1].memory_size) // PAGE) * PAGE
+        self._check_section_places()
         self.image = self._link_image()
         self.tls = self._tls_segment()
         self.relro = self._relro_range()
@@ -328,6 +329,15 @@ class ElfFile:
         if segments[-1].vaddr + segments[-1].memory_size == 0:
             self.corrupt("the segments are empty")
         return segments
+
+    def _check_section_places(self) -> None:
+        for section in self.sections.values():
+            # .tbss has an address but takes no room there.
+            has_room = section.flags & SHF_ALLOC and not (
+                section.flags & SHF_TLS and section.type == SectionType.NOBITS
+            )
+            if has_room and section.vaddr + section.size > self.span:
+                self.corrupt(f"section {section.name} lies outside the segments")
 
     def _link_image(self) -> U8:
         """The module as it would lie in memory before relocation; pages that stay zero cost nothing."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from hotupgrade.binary.model import Kind
+from hotupgrade.binary.model import Kind, Section
 from hotupgrade.plan.homes import NEW, Homes
 from hotupgrade.plan.memory import ImageMemory
 from hotupgrade.plan.model import ImagePlan, Scene
@@ -16,12 +16,19 @@ from hotupgrade.plan.unnamed import Unnamed
 from hotupgrade.plan.unwind import UnwindTables, unwind_tables
 
 _STUB = 16
-_SLACK = 1024  # bytes around unnamed data: code may name a place a little before a table, to index it from a number above 0
+_SLACK = 1024  # bytes around unnamed data: code may name a place a little before a table and index it from above 0
 _REFERENCE = "DW.ref."
 
 
 def assemble(
-    linker: Linker, homes: Homes, selection: Selection, unnamed: Unnamed, extra: Iterable[int], scene: Scene, *, whole: bool
+    linker: Linker,
+    homes: Homes,
+    selection: Selection,
+    unnamed: Unnamed,
+    extra: Iterable[int],
+    scene: Scene,
+    *,
+    whole: bool,
 ) -> ImagePlan:
     """The plan of the new image.  ``extra``: vaddrs of unnamed data that constants outside of it point to."""
     return _Assembler(linker, homes, selection, scene).assemble(unnamed, extra, whole)
@@ -35,6 +42,7 @@ class _Assembler:
         self._selection = selection
         self._scene = scene
         self._memory = ImageMemory(self._new)
+        self._last_section: Section | None = None
 
     def assemble(self, unnamed: Unnamed, extra: Iterable[int], whole: bool) -> ImagePlan:
         self._put_unnamed(unnamed, [*self._selection.unnamed, *extra], whole)
@@ -76,15 +84,24 @@ class _Assembler:
             self._put_range(low, low + int(entities.size[row]))
 
     def _put_unnamed(self, unnamed: Unnamed, items: Iterable[int], whole: bool) -> None:
-        for vaddr in sorted(set(items)):
-            section = self._new.section_at(vaddr)
+        ranges: set[tuple[int, int]] = set()
+        for vaddr in set(items):
+            section = self._section_at(vaddr)
             if section is None:
                 continue
             low, high = section.vaddr, section.vaddr + section.size
             if not whole:
                 low, high = max(low, vaddr - _SLACK), min(high, unnamed.end(vaddr) + _SLACK)
-            self._memory.copy(low, high)
-            self._relocate(low, high)
+            ranges.add((low, high))
+        for low, high in merged(ranges):
+            self._put_range(low, high)
+
+    def _section_at(self, vaddr: int) -> Section | None:
+        """Items are many, sections few: the last answer is mostly right."""
+        last = self._last_section
+        if last is None or not last.vaddr <= vaddr < last.vaddr + last.size:
+            self._last_section = self._new.section_at(vaddr)
+        return self._last_section
 
     def _put_range(self, low: int, high: int) -> None:
         self._memory.copy(low, high)
@@ -120,3 +137,14 @@ class _Assembler:
         if row >= 0 and int(self._new.entities.kind[row]) == Kind.FUNCTION:
             return int(self._linker.code[row]) + addend
         return self._linker.pointer(row, addend, vaddr).value
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same addresses in as few ranges as possible."""
+    result: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if result and low <= result[-1][1]:
+            result[-1] = (result[-1][0], max(high, result[-1][1]))
+        else:
+            result.append((low, high))
+    return result

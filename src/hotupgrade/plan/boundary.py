@@ -222,9 +222,7 @@ class _Follower:
 
     def _registers(self, instruction: Instruction, accesses: tuple[int, ...]) -> set[int]:
         return {
-            _full(used.register)
-            for used in self._info.info(instruction).used_registers()
-            if used.access in accesses
+            _full(used.register) for used in self._info.info(instruction).used_registers() if used.access in accesses
         }
 
 

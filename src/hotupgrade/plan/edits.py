@@ -15,9 +15,9 @@ import numpy as np
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import I32, I64, TargetKind
 from hotupgrade.errors import Reason
+from hotupgrade.plan.copies import present
 from hotupgrade.plan.entries import JUMP_SIZE, OutOfReach, branching_into_entry, has_room, jump, jump_target
 from hotupgrade.plan.homes import partners
-from hotupgrade.plan.copies import present
 from hotupgrade.plan.model import Comparison, EditKind, Image, Scene, Watch
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.patchwork import Patchwork
@@ -92,7 +92,7 @@ class _ImageEntries:
         self._present = present(self._image, index)
         self._partner = new_rows(self._image, new, comparison)
         self._address = self._image.base + self._build.entities.address.astype(np.int64)
-        self._replaced = self._present & (~self._is_new & comparison.old_replaced)
+        self._replaced = np.zeros_like(self._present) if self._is_new else self._present & comparison.old_replaced
 
     def edit(self, patchwork: Patchwork, result: EntryEdits) -> None:
         plain = np.flatnonzero(self._present & self._comparison.plain_old)
@@ -143,9 +143,7 @@ class _ImageEntries:
         unchanged[plain] = ~self._replaced[plain] & (self._partner[plain] >= 0)
         in_the_way = branching_into_entry(self._build, unchanged)
         return frozenset(
-            row
-            for row in np.flatnonzero(unchanged).tolist()
-            if row not in in_the_way and has_room(self._build, row)
+            row for row in np.flatnonzero(unchanged).tolist() if row not in in_the_way and has_room(self._build, row)
         )
 
     def _watch_replaced(self, result: EntryEdits) -> None:
@@ -167,8 +165,10 @@ class _ImageEntries:
     def _state(self, row: int, vaddr: int, content: bytes, moving: frozenset[int], extent: int) -> _State:
         original = self._build.read(vaddr, JUMP_SIZE)
         target = jump_target(self._image.base + vaddr, content)
-        if target is not None and target != self._image.base + vaddr and self._entries.is_copy(
-            target, self._build.entities.aliases[row], self._index
+        if (
+            target is not None
+            and target != self._image.base + vaddr
+            and self._entries.is_copy(target, self._build.entities.aliases[row], self._index)
         ):
             return _State.OUR_JUMP
         differing = {place for place in range(JUMP_SIZE) if content[place] != original[place]} - moving
@@ -208,7 +208,9 @@ class _KnownEntries:
         return False
 
 
-def entries_without_room(images: Sequence[Image], new: Build, comparisons: Sequence[Comparison]) -> list[tuple[int, int]]:
+def entries_without_room(
+    images: Sequence[Image], new: Build, comparisons: Sequence[Comparison]
+) -> list[tuple[int, int]]:
     """(index of image, row) of the replaced functions whose entry cannot hold a jump."""
     found: list[tuple[int, int]] = []
     for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):

@@ -43,7 +43,9 @@ def edit_imports(
         if wanted == value:
             continue
         if address % 8 or scene.read(address, 8) != struct.pack("<Q", value):
-            refusals.append(Reason("foreign-edit", what, f"the import slot {what} at {address:#x} changed while it was looked at"))
+            refusals.append(
+                Reason("foreign-edit", what, f"the import slot {what} at {address:#x} changed while it was looked at")
+            )
             continue
         patchwork.add(address, struct.pack("<Q", wanted), EditKind.IMPORT, what)
     return refusals

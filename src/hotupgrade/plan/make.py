@@ -127,9 +127,7 @@ class _Maker:
         entries = edit_entries(
             case.images, case.new, case.comparisons, linker.code, linker.function, scene, case.options, self._patchwork
         )
-        foreign = edit_imports(
-            case.images, case.comparisons, linker, other_slots, scene, case.options, self._patchwork
-        )
+        foreign = edit_imports(case.images, case.comparisons, linker, other_slots, scene, case.options, self._patchwork)
         image = None
         if self._reused is None:
             image = assemble(
@@ -228,4 +226,3 @@ def _object_names(case: Case, updates: ConstantUpdates) -> dict[str, tuple[str, 
 
 def _names(build: Build, flags: Flags) -> tuple[str, ...]:
     return tuple(sorted({build.entities.names[row] for row in np.flatnonzero(flags).tolist()}))
-

@@ -88,7 +88,7 @@ class Meaning:
         """What the loader puts into a GOT slot, in terms that both builds share."""
         slot = build.slots[index]
         if slot.relocation == Relocation.DTPMOD64:
-            return ("thread-local pair", slot.symbol, slot.version, self._pair_offset(build, index))
+            return ("thread-local pair", slot.symbol, self._version(build, slot), self._pair_offset(build, index))
         if slot.symbol:
             return self._symbol(build, slot)
         if slot.relocation in (Relocation.RELATIVE, Relocation.IRELATIVE):
@@ -102,12 +102,18 @@ class Meaning:
         return ("constant", build.read(slot.vaddr, 8))
 
     def _symbol(self, build: Build, slot: Slot) -> Hashable:
+        # The linker calls through either kind of slot, depending on whether anyone takes the function's address.
+        plain_address = slot.relocation in (Relocation.JUMP_SLOT, Relocation.GLOB_DAT)
+        relocation = Relocation.GLOB_DAT if plain_address else slot.relocation
         row = build.by_name.get(slot.symbol)
-        if row is None:
-            return (slot.relocation, slot.symbol, slot.version, slot.addend)
-        # A symbol of the module itself may come with a new version name; its size matters to code that uses it.
-        size = int(build.entities.size[row]) if build.entities.kind[row] != Kind.FUNCTION else 0
-        return (slot.relocation, "own", slot.symbol, slot.addend, size)
+        # The size of an object matters to the code that uses it.
+        size = int(build.entities.size[row]) if row is not None and build.entities.kind[row] != Kind.FUNCTION else 0
+        return (relocation, slot.symbol, self._version(build, slot), slot.addend, row is None, size)
+
+    @staticmethod
+    def _version(build: Build, slot: Slot) -> str:
+        """The module's own symbols may come with a new version name in every release."""
+        return "" if slot.symbol in build.by_name else slot.version
 
     def _pair_offset(self, build: Build, index: int) -> Hashable:
         """The second word of a thread-local pair: an offset known at link time, or a relocation."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Flags
+from hotupgrade.binary.model import I32, I64, Flags
 from hotupgrade.plan.model import Piece, Protection
 
 PAGE = 4096
@@ -29,6 +30,8 @@ class ImageMemory:
     def use(self, low: int, high: int) -> None:
         """Makes the pages of [low, high) present.  A fresh page of code is filled with traps."""
         pages = slice(low // PAGE, -(-high // PAGE))
+        if self._used[pages].all():
+            return
         fresh = np.flatnonzero(~self._used[pages] & self._executable[pages]) + low // PAGE
         for page in fresh.tolist():
             self._content[page * PAGE : (page + 1) * PAGE] = _TRAP
@@ -46,7 +49,7 @@ class ImageMemory:
     def put_word(self, vaddr: int, value: int) -> None:
         self.put(vaddr, struct.pack("<Q", value & ((1 << 64) - 1)))
 
-    def put_fields(self, positions: np.ndarray[tuple[int], np.dtype[np.int64]], values: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
+    def put_fields(self, positions: I64, values: I32) -> None:
         """4-byte fields in pages that are in use."""
         encoded = values.astype("<i4").view(np.uint8).reshape(-1, 4)
         for place in range(4):
@@ -55,7 +58,9 @@ class ImageMemory:
     def pieces(self) -> tuple[Piece, ...]:
         filled = self._used & self._content.reshape(-1, PAGE).any(axis=1)
         return tuple(
-            Piece(first * PAGE, self._content[first * PAGE : last * PAGE].tobytes()) for first, last, _ in _runs(filled) if _
+            Piece(first * PAGE, self._content[first * PAGE : last * PAGE].tobytes())
+            for first, last, value in _runs(filled)
+            if value
         )
 
     def protections(self) -> tuple[Protection, ...]:
@@ -93,5 +98,5 @@ def _runs(values: np.ndarray[tuple[int], np.dtype[np.generic]]) -> Iterator[tupl
         return
     edges = np.flatnonzero(values[1:] != values[:-1]) + 1
     bounds = [0, *edges.tolist(), len(values)]
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         yield first, last, int(values[first])

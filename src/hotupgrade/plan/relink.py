@@ -140,7 +140,9 @@ class Linker:
         if relocation == Relocation.JUMP_SLOT:
             return Word(self.symbol(int(targets.number[index]), call=True))
         name = f"relocation {relocation} at {int(targets.vaddr[index]):#x}"
-        self._refuse("unknown-relocation", name, f"{name} of the new build is of a kind that cannot be applied in a process")
+        self._refuse(
+            "unknown-relocation", name, f"{name} of the new build is of a kind that cannot be applied in a process"
+        )
         return Word(0)
 
     def symbol(self, number: int, *, call: bool = False) -> int:
@@ -319,7 +321,9 @@ class Linker:
         row, addend = self.targets.rows.thread_local_at(offset)
         if row < 0:
             self._refuse(
-                "tls-layout", slot.symbol or f"{offset:#x}", f"the thread-local at offset {offset:#x} of the new build has no name"
+                "tls-layout",
+                slot.symbol or f"{offset:#x}",
+                f"the thread-local at offset {offset:#x} of the new build has no name",
             )
             return offset
         return int(self.address[row]) + addend
@@ -344,7 +348,9 @@ class Linker:
                 self.address[row] = reserve[row]
                 continue
             name = self.new.entities.names[row]
-            self._refuse("tls-layout", name, f"{name} is a new thread-local, and there is no room for it in this process")
+            self._refuse(
+                "tls-layout", name, f"{name} is a new thread-local, and there is no room for it in this process"
+            )
 
     def _bind_new_copies(self) -> Flags:
         """A new COPY relocation: the program wants another module's variable in its own .bss, but it lives there already."""

@@ -1,12 +1,15 @@
-"""Which row of a build's entities an address belongs to, for many addresses at once."""
+"""Which row of a build's entities an address belongs to, for one address or for many at once."""
 
 from __future__ import annotations
+
+from bisect import bisect_right
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I32, I64, Kind
+from hotupgrade.binary.model import I32, I64, U64, Kind
 
 _STT_FUNC = 2
 _STT_TLS = 6
@@ -21,24 +24,19 @@ class Rows:
     def __init__(self, build: Build) -> None:
         entities = build.entities
         self.build = build
-        tls = entities.kind == Kind.TLS
-        self._plain = _Intervals(np.flatnonzero(~tls), entities.address, entities.size)
-        self._tls = _Intervals(np.flatnonzero(tls), entities.address, entities.size)
-        self._starts: dict[tuple[bool, int], list[int]] = {}
-        for row, (address, is_tls) in enumerate(zip(entities.address.tolist(), tls.tolist(), strict=True)):
-            self._starts.setdefault((is_tls, address), []).append(row)
+        self._tls_flags = entities.kind == Kind.TLS
+        self._plain = _Intervals(np.flatnonzero(~self._tls_flags), entities.address, entities.size)
+        self._tls = _Intervals(np.flatnonzero(self._tls_flags), entities.address, entities.size)
 
     def at(self, vaddrs: npt.ArrayLike) -> tuple[I32, I64]:
-        """Rows (never thread-locals) and distances from their starts; one past the end counts if nothing else is there."""
+        """Rows (never thread-locals) and distances from their starts; one past an end counts if nothing else is there."""
         return self._plain.find(np.asarray(vaddrs, dtype=np.int64))
 
     def one_at(self, vaddr: int) -> tuple[int, int]:
-        rows, addends = self.at([vaddr])
-        return int(rows[0]), int(addends[0])
+        return self._plain.find_one(vaddr)
 
     def thread_local_at(self, offset: int) -> tuple[int, int]:
-        rows, addends = self._tls.find(np.asarray([offset], dtype=np.int64))
-        return int(rows[0]), int(addends[0])
+        return self._tls.find_one(offset)
 
     def of_symbol(self, number: int) -> int:
         """The row that a dynamic symbol of this build defines, or -1."""
@@ -51,11 +49,19 @@ class Rows:
         fitting = [row for row in candidates if (int(kinds[row]) == Kind.FUNCTION) == function]
         return (fitting or candidates or [-1])[0]
 
+    @cached_property
+    def _starts(self) -> dict[tuple[bool, int], list[int]]:
+        starts: dict[tuple[bool, int], list[int]] = {}
+        addresses = self.build.entities.address.tolist()
+        for row, key in enumerate(zip(self._tls_flags.tolist(), addresses, strict=True)):
+            starts.setdefault(key, []).append(row)
+        return starts
+
 
 class _Intervals:
     """Half-open intervals sorted by start; they may nest."""
 
-    def __init__(self, rows: npt.NDArray[np.intp], address: npt.NDArray[np.uint64], size: npt.NDArray[np.uint64]) -> None:
+    def __init__(self, rows: npt.NDArray[np.intp], address: U64, size: U64) -> None:
         order = np.argsort(address[rows], kind="stable")
         self._row = rows[order].astype(np.int32)
         self._start = address[rows][order].astype(np.int64)
@@ -71,9 +77,29 @@ class _Intervals:
             for back in range(_NESTING):
                 place = last - back
                 index = np.maximum(place, 0)
-                inside = wanted < self._end[index]
-                exact = (wanted == self._start[index]) if not past_end else (wanted == self._end[index])
-                hit = (found < 0) & (place >= 0) & (inside | exact)
+                exact = wanted == (self._end if past_end else self._start)[index]
+                hit = (found < 0) & (place >= 0) & ((wanted < self._end[index]) | exact)
                 found[hit] = self._row[index[hit]]
                 distance[hit] = wanted[hit] - self._start[index[hit]]
         return found, distance
+
+    def find_one(self, wanted: int) -> tuple[int, int]:
+        last = bisect_right(self._starts, wanted) - 1
+        for past_end in (False, True):
+            for place in range(last, max(last - _NESTING, -1), -1):
+                start, end = self._starts[place], self._ends[place]
+                if wanted < end or wanted == (end if past_end else start):
+                    return self._rows[place], wanted - start
+        return -1, 0
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return self._start.tolist()
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return self._end.tolist()
+
+    @cached_property
+    def _rows(self) -> list[int]:
+        return self._row.tolist()

@@ -11,7 +11,6 @@ from hotupgrade.binary.model import I32, I64, Slot
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.plan.rows import Rows
 
-
 BY_ADDRESS = (Relocation.RELATIVE, Relocation.IRELATIVE)
 BY_SYMBOL = (Relocation.ABS64, Relocation.GLOB_DAT, Relocation.JUMP_SLOT, Relocation.COPY)
 THREAD_LOCAL = (Relocation.DTPMOD64, Relocation.DTPOFF64, Relocation.TPOFF64, Relocation.TLSDESC)

@@ -243,7 +243,9 @@ def _without_records(case: Case, blocks: tuple[int, ...]) -> Iterator[Reason]:
 def _local_exec(case: Case) -> Iterator[Reason]:
     if not case.new.executable:
         return
-    users = [_name(case, row) for row in np.flatnonzero(case.selection.functions).tolist() if _counts_from_fs(case.new, row)]
+    users = [
+        _name(case, row) for row in np.flatnonzero(case.selection.functions).tolist() if _counts_from_fs(case.new, row)
+    ]
     if users:
         yield Reason(
             "tls-layout",
@@ -305,8 +307,12 @@ def _labels_in_data(case: Case) -> Iterator[Reason]:
     """A variable that holds addresses of labels inside a function goes on pointing into the old code."""
     targets, kinds = case.targets, case.new.entities.kind
     inner = targets.by_address & (targets.row >= 0) & (targets.addend != 0) & (targets.container >= 0)
-    inner &= (kinds[np.maximum(targets.row, 0)] == Kind.FUNCTION) & (kinds[np.maximum(targets.container, 0)] == Kind.OBJECT)
-    inner &= (case.homes.owner[np.maximum(targets.container, 0)] != NEW) & case.selection.needed[np.maximum(targets.row, 0)]
+    inner &= (kinds[np.maximum(targets.row, 0)] == Kind.FUNCTION) & (
+        kinds[np.maximum(targets.container, 0)] == Kind.OBJECT
+    )
+    inner &= (case.homes.owner[np.maximum(targets.container, 0)] != NEW) & case.selection.needed[
+        np.maximum(targets.row, 0)
+    ]
     for word in np.flatnonzero(inner).tolist():
         name, function = _name(case, int(targets.container[word])), _name(case, int(targets.row[word]))
         yield Reason(
@@ -323,8 +329,12 @@ def _new_ifuncs(case: Case) -> Iterator[Reason]:
         if relocation is None:
             continue
         row = int(case.targets.row[relocation])
-        symbol = case.new.dynamic_symbols[int(case.targets.number[relocation])] if case.targets.number[relocation] else None
-        resolver = case.new.slots[slot_index].relocation == Relocation.IRELATIVE or (symbol is not None and symbol.type == _STT_GNU_IFUNC)
+        symbol = (
+            case.new.dynamic_symbols[int(case.targets.number[relocation])] if case.targets.number[relocation] else None
+        )
+        resolver = case.new.slots[slot_index].relocation == Relocation.IRELATIVE or (
+            symbol is not None and symbol.type == _STT_GNU_IFUNC
+        )
         if resolver and row >= 0 and case.homes.owner[row] == NEW:
             name = _name(case, row)
             yield Reason("ifunc-new", name, f"{name} is a new IFUNC; only a restart runs its resolver")
@@ -339,7 +349,9 @@ def _initial_values(case: Case) -> Iterator[Reason]:
             continue  # constants get their new contents
         name = _name(case, row)
         yield Reason(
-            "initial-changed", name, f"{name} has another initial value in the new build; the running value stays as it is"
+            "initial-changed",
+            name,
+            f"{name} has another initial value in the new build; the running value stays as it is",
         )
 
 
@@ -354,7 +366,9 @@ def _constructors(case: Case) -> Iterator[Reason]:
             yield Reason("constructor-new", name, f"{name} is a new constructor; it runs once, after the upgrade")
         elif comparison.old.build_id != case.new.build_id and comparison.replaced[row]:
             yield Reason(
-                "constructor-changed", name, f"{name} is a constructor and changed; it ran at start and will not run again"
+                "constructor-changed",
+                name,
+                f"{name} is a constructor and changed; it ran at start and will not run again",
             )
 
 
@@ -367,10 +381,14 @@ def _removed(case: Case) -> Iterator[Reason]:
     for row in np.flatnonzero((comparison.new_of < 0) & (old.entities.kind == Kind.FUNCTION) & ~startup(old)).tolist():
         name = old.entities.names[row]
         if int(old.entities.address[row]) in constructors:
-            yield Reason("constructor-removed", name, f"{name} was a constructor and is gone; what it did at start stays done")
+            yield Reason(
+                "constructor-removed", name, f"{name} was a constructor and is gone; what it did at start stays done"
+            )
         elif old.entities.exported[row]:
             yield Reason(
-                "export-removed", name, f"{name} is gone from the new build; who still calls it gets the old code, which stays"
+                "export-removed",
+                name,
+                f"{name} is gone from the new build; who still calls it gets the old code, which stays",
             )
 
 
@@ -424,4 +442,3 @@ def _name(case: Case, row: int) -> str:
 def _in_file(build: Build, row: int) -> str:
     file = build.entities.files[row]
     return f" ({file})" if file else ""
-

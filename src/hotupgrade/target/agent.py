@@ -27,8 +27,8 @@ _SYSCALL_RET = b"\x0f\x05\xc3"
 #: "mov $15, %rax; syscall": rt_sigreturn, as every C library has it for the return from signal handlers.
 _SIGRETURN = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"
 
-#: Asleep in one of these a thread holds no lock of the C library, and the call can be made again.  Best first.
-_LEADER_CALLS = (7, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128)
+#: (219 is how the kernel goes on with an interrupted poll, nanosleep or futex.)  Asleep in one of these a thread holds no lock of the C library, and the call can be made again.  Best first.
+_LEADER_CALLS = (7, 219, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128)
 
 VISIT_TIMEOUT_US = 200_000
 

@@ -16,7 +16,7 @@ from hotupgrade.target.maps import Mapping, read_maps
 #: Names of the system calls that threads are commonly found asleep in (arch/x86/entry/syscalls/syscall_64.tbl).
 SYSTEM_CALLS = {
     0: "read", 7: "poll", 23: "select", 34: "pause", 35: "nanosleep", 43: "accept", 45: "recvfrom", 47: "recvmsg",
-    61: "wait4", 128: "rt_sigtimedwait", 130: "rt_sigsuspend", 202: "futex", 208: "io_getevents", 230: "clock_nanosleep",
+    61: "wait4", 128: "rt_sigtimedwait", 130: "rt_sigsuspend", 202: "futex", 219: "restart_syscall", 208: "io_getevents", 230: "clock_nanosleep",
     232: "epoll_wait", 247: "waitid", 270: "pselect6", 271: "ppoll", 281: "epoll_pwait", 288: "accept4", 299: "recvmmsg",
     426: "io_uring_enter", 441: "epoll_pwait2", 449: "futex_waitv",
 }  # fmt: skip

@@ -53,7 +53,7 @@ def planned(item: Planned, memory: int) -> Document:
     document = compared(item.candidate)
     placed = plan.placed.placed
     document["functions"]["placed"] = len(placed) if placed is not None else int((plan.placed.build.entities.kind == 1).sum())
-    document["objects"]["constants_updated"] = list(plan.objects.get("constants_updated", ()))
+    document["objects"]["constants_updated"] = list(plan.objects.get("constants-updated", ()))
     document |= {
         "base": plan.placed.base,
         "reused": plan.image is None,

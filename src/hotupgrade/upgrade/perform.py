@@ -12,10 +12,9 @@ import msgspec
 
 from hotupgrade.binary.cache import Cache
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
-from hotupgrade.plan.make import make_plan
+from hotupgrade.plan.make import footprint, make_plan, new_thread_locals, reach
 from hotupgrade.plan.model import ImagePlan
 from hotupgrade.plan.options import PlanOptions
-from hotupgrade.plan.verdict import footprint, reach, tls_request
 from hotupgrade.target.agent import Agent, Operation, call, leaders
 from hotupgrade.target.images import Area, map_image, register_frames, touch, unmap_image
 from hotupgrade.target.maps import PAGE
@@ -136,8 +135,9 @@ class _Work:
         """Plans for all modules."""
         taken: list[tuple[int, int]] = []
         for candidate in self._candidates:
-            low, high = reach(candidate.images)
-            base = find_room(self._session, candidate, footprint(candidate.new), low, high, taken)
+            size = footprint(candidate.new)
+            low, high = reach(candidate.images, size)
+            base = find_room(self._session, candidate, size, low, high + size, taken)
             scene = LiveScene(self._session.process, self._session.modules, candidate.module)
             plan = make_plan(
                 candidate.module.name,
@@ -155,8 +155,10 @@ class _Work:
 
     def _reserve(self, candidate: Candidate, scene: LiveScene) -> dict[int, int]:
         """Room for new thread-locals: row → offset from the module's own block."""
-        request = tls_request(candidate.images, candidate.current, candidate.new, candidate.comparisons, self._settings.plan)
-        if request is None:
+        layout = new_thread_locals(
+            candidate.images, candidate.current, candidate.new, candidate.comparisons, self._settings.plan
+        )
+        if layout is None:
             return {}
         if scene.tls_block is None:
             raise Refused(
@@ -169,8 +171,8 @@ class _Work:
         place = -65536  # a dry run has no reserve; any distance will do to see whether the plan can be made
         if self.agent is not None:
             with Scratch(self.agent, 4096) as scratch:
-                place = load_reserve(self.agent, scratch, request.initial, request.alignment)
-        return {row: place + offset - scene.tls_block for row, offset in request.offsets.items()}
+                place = load_reserve(self.agent, scratch, layout.request.initial, layout.request.alignment)
+        return {row: place + offset - scene.tls_block for row, offset in layout.offsets.items()}
 
     def _import_slots(self, candidate: Candidate) -> list[tuple[int, int, str]]:
         """Call slots of the other modules: (address, content, description)."""

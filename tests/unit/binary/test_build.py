@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
-from unit.binary.samples import EVERYTHING, PROGRAM
-from unit.conftest import Compiler
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import Kind
 from hotupgrade.binary.relocations import Relocation
+from hotupgrade.binary.symbols import LOADER_SECTIONS
 from hotupgrade.errors import Refused
+from unit.binary.samples import EVERYTHING, PROGRAM
+from unit.conftest import Compiler
 
 LINKS = {
     "plain": (),
@@ -83,7 +84,7 @@ def test_every_symbol_has_its_row(build: Build, oracle: ELFFile) -> None:
         if symbol["st_shndx"] in ("SHN_UNDEF", "SHN_ABS") or kind not in ("STT_FUNC", "STT_TLS", "STT_OBJECT"):
             continue
         section = oracle.get_section(symbol["st_shndx"])
-        if section["sh_type"].endswith("_ARRAY") or section.name in (".eh_frame", ".dynamic", ".got", ".got.plt"):
+        if section["sh_type"].endswith("_ARRAY") or section.name in LOADER_SECTIONS:
             continue
         if symbol.name in ("__TMC_END__", "_DYNAMIC", "_GLOBAL_OFFSET_TABLE_") or section["sh_type"] == "SHT_NOTE":
             continue
@@ -97,7 +98,9 @@ def test_every_symbol_has_its_row(build: Build, oracle: ELFFile) -> None:
 
 def test_rows_are_sorted_and_distinct(build: Build) -> None:
     entities = build.entities
-    keys = list(zip((entities.kind == Kind.TLS).tolist(), entities.address.tolist(), entities.kind.tolist(), strict=True))
+    keys = list(
+        zip((entities.kind == Kind.TLS).tolist(), entities.address.tolist(), entities.kind.tolist(), strict=True)
+    )
     assert keys == sorted(set(keys))
 
 
@@ -153,7 +156,9 @@ def test_dynamic_relocations(build: Build, oracle: ELFFile) -> None:
     for name in (".rela.dyn", ".rela.plt"):
         section = oracle.get_section_by_name(name)
         if section is not None:
-            wanted += [(r["r_offset"], r["r_info_type"], r["r_info_sym"], r["r_addend"]) for r in section.iter_relocations()]
+            wanted += [
+                (r["r_offset"], r["r_info_type"], r["r_info_sym"], r["r_addend"]) for r in section.iter_relocations()
+            ]
     found = build.dynamic_relocations
     columns = (found.vaddr, found.type, found.symbol, found.addend)
     rows = list(zip(*(c.tolist() for c in columns), strict=True))
@@ -261,8 +266,8 @@ def test_default_versions_are_plain_names_and_others_are_not(compiler: Compiler,
 
 def test_aliases_share_a_row(compiler: Compiler) -> None:
     build = compiler.build(
-        "int first(void) { return 3; } int abc(void) __attribute__((alias(\"first\")));"
-        "int weak(void) __attribute__((weak, alias(\"first\")));"
+        'int first(void) { return 3; } int abc(void) __attribute__((alias("first")));'
+        'int weak(void) __attribute__((weak, alias("first")));'
     )
     row = build.by_name["first"]
     assert build.entities.aliases[row] == ("abc", "first", "weak")
