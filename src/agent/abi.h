@@ -82,17 +82,19 @@ struct hu_mailbox {
     uint64_t expected_threads, task_fd;
     uint64_t reason, reason_tid, reason_address;
     uint64_t stamps[HU_STAMPS];
-    uint64_t ops, op_count, ops_done, serial; /* serial is copied to ops_done when a list has ended */
+    uint64_t ops, op_count;
+    uint64_t serial, taken, done; /* the list's number, copied to "taken" when a thread begins it and to "done" at its end */
     uint64_t xsave_size;
     uint64_t generation; /* number of commits in force; changed by an edit of the plan itself */
     uint64_t ledger, ledger_size;
+    uint64_t inside;                /* threads that may be using the tables of a stop */
     uint64_t leader_in, leader_out; /* time stamps of the leader's visit */
     uint64_t cpus[HU_CPU_WORDS];    /* where the leader is to run meanwhile: off the busy threads' cores; 0: anywhere */
 };
 
 /* What the tool writes below the red zone of a thread that it sends here. */
 struct hu_frame {
-    uint64_t lead;   /* 1: run the operation list; 0: park */
+    uint64_t lead;   /* number of the operation list to run; 0: park */
     uint64_t thread; /* address of its struct hu_thread */
     uint64_t mask;   /* signal mask to return to */
     uint64_t error;  /* 0, or the kernel's internal restart code (512 to 516) or EINTR of the interrupted system call */

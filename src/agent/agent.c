@@ -273,20 +273,32 @@ static int current(const struct hu_thread *thread)
     return mine(thread) && load(&hu_mailbox.state) == HU_STOPPING;
 }
 
-/* A sleeper, sent here by the tool, waits for the end of the stop. */
+static void enter(void)
+{
+    __atomic_add_fetch(&hu_mailbox.inside, 1, __ATOMIC_ACQ_REL);
+}
+
+static void leave(void)
+{
+    __atomic_sub_fetch(&hu_mailbox.inside, 1, __ATOMIC_ACQ_REL);
+}
+
+/* A sleeper, sent here by the tool, waits for the end of the stop.  One that comes when the stop is over touches nothing: the
+ * tables may be gone. */
 static void park(struct hu_frame *frame)
 {
     struct hu_thread *thread = (struct hu_thread *)frame->thread;
+    if (!current(thread)) {
+        return;
+    }
     thread->parked = now();
     thread->sp = (uint64_t)(frame + 1) + 128;
     thread->pc = frame->rip;
     thread->tcb = thread_pointer();
-    if (current(thread)) {
-        store(&thread->arrived, 1);
-        uint64_t in = __atomic_add_fetch(&hu_mailbox.sleepers_in, 1, __ATOMIC_ACQ_REL);
-        if (in == load(&hu_mailbox.sleepers)) {
-            wake(&hu_mailbox.sleepers_in);
-        }
+    store(&thread->arrived, 1);
+    uint64_t in = __atomic_add_fetch(&hu_mailbox.sleepers_in, 1, __ATOMIC_ACQ_REL);
+    if (in == load(&hu_mailbox.sleepers)) {
+        wake(&hu_mailbox.sleepers_in);
     }
     while (mine(thread)) {
         uint64_t state = load(&hu_mailbox.state);
@@ -356,6 +368,7 @@ __attribute__((used)) void hu_handle(int signal, const struct siginfo_kernel *in
     (void)signal;
     uint64_t parked = now();
     struct hu_thread *thread = (struct hu_thread *)info->value;
+    enter();
     int ours = current(thread);
     if (ours) {
         spin(thread, parked, context);
@@ -369,6 +382,7 @@ __attribute__((used)) void hu_handle(int signal, const struct siginfo_kernel *in
     if (ours) {
         thread->released = now();
     }
+    leave();
 }
 
 /* Signal every busy thread and see the stop through; called with every sleeper parked and checked. */
@@ -509,6 +523,10 @@ static void run(struct hu_frame *frame)
     struct hu_op *ops = (struct hu_op *)hu_mailbox.ops;
     uint64_t cpus[HU_CPU_WORDS];
     int64_t moved = -1;
+    /* A list is for one thread, once: not for one that was sent by a tool that died, and comes late. */
+    if (frame->lead != load(&hu_mailbox.serial) || __atomic_exchange_n(&hu_mailbox.taken, frame->lead, __ATOMIC_ACQ_REL) == frame->lead) {
+        return;
+    }
     hu_mailbox.leader_in = now();
     for (int i = 0; i < HU_CPU_WORDS; i++) {
         if (hu_mailbox.cpus[i]) {
@@ -551,7 +569,7 @@ static void run(struct hu_frame *frame)
         system3(SYS_sched_setaffinity, 0, moved, cpus);
     }
     hu_mailbox.leader_out = now();
-    store(&hu_mailbox.ops_done, hu_mailbox.serial);
+    store(&hu_mailbox.done, frame->lead);
 }
 
 /* While the thread was here its signals waited.  One that would have ended its system call with EINTR must still do so: act
@@ -583,11 +601,13 @@ __attribute__((used)) void hu_dispatch(struct hu_frame *frame)
 {
     uint64_t all = ~0ull;
     system4(SYS_rt_sigprocmask, SIG_SETMASK_, &all, 0, 8);
+    enter();
     if (frame->lead) {
         run(frame);
     } else {
         park(frame);
     }
+    leave();
     settle(frame);
     system4(SYS_rt_sigprocmask, SIG_SETMASK_, &frame->mask, 0, 8);
 }

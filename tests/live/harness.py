@@ -136,7 +136,10 @@ class Program:
     def ask(self, *words: object, limit: float = 10) -> str:
         """Send one command, return the line that answers it."""
         assert self.process.stdin is not None
-        self.process.stdin.write((" ".join(map(str, words)) + "\n").encode())
+        try:
+            self.process.stdin.write((" ".join(map(str, words)) + "\n").encode())
+        except BrokenPipeError:
+            raise AssertionError(self._ended()) from None
         return self._line(limit)
 
     def facts(self, *words: object, limit: float = 10) -> dict[str, str]:
@@ -196,11 +199,14 @@ class Program:
             if not read:
                 if at_end is not None:
                     return at_end
-                code = self.process.wait(10)
-                raise AssertionError(f"the program ended with {code}: {self.stderr_path.read_text()}")
+                raise AssertionError(self._ended())
             self._received += read
         line, _, self._received = self._received.partition(b"\n")
         return line.decode()
+
+    def _ended(self) -> str:
+        """How the program ended: by which signal or with which code, and its last words."""
+        return f"the program ended with {self.process.wait(10)}: {self.stderr_path.read_text()}"
 
     # What the kernel says of it.
 
@@ -241,7 +247,7 @@ class Program:
                     memory.seek(low)
                     digest.update(memory.read(high - low))
         status = Path(f"/proc/{self.pid}/status").read_text()
-        kept = tuple(re.findall(r"^(?:TracerPid|Sig\w+|Shd\w+|Threads):.*$", status, re.MULTILINE))
+        kept = tuple(re.findall(r"^(?:TracerPid|SigBlk|SigIgn|SigCgt|Threads):.*$", status, re.MULTILINE))
         mappings = tuple(line.split()[0] + line.split()[1] for line in self.maps() if "[heap]" not in line)
         return Fingerprint(mappings, digest.hexdigest(), tuple(self.descriptors()), kept)
 
@@ -390,7 +396,7 @@ def check_done(answer: Answer, program: Program) -> None:
     """A switch that was made says so, in full, and its numbers make sense."""
     document = answer.document
     assert answer.code == DONE, str(answer)
-    assert program.alive(), f"the program is gone\n{answer}"
+    assert program.alive(), f"the program ended with {program.process.poll()}\n{answer}"
     assert (document["version"], document["ok"], document["outcome"], document["pid"]) == (
         1,
         True,

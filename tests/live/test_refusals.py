@@ -96,7 +96,7 @@ WRONG_FILES: dict[str, tuple[Callable[[Path], Path], tuple[int, ...]]] = {
     "nearly-whole": (lambda path: truncated(path, path.stat().st_size - 200), (USAGE, REFUSED)),
     "stripped": (stripped, (REFUSED,)),
     "writable-by-others": (loosened, (USAGE, REFUSED)),
-    "missing": (removed, (USAGE,)),
+    "missing": (removed, (USAGE, REFUSED)),
     "huge-section-offset": (lambda path: patched(path, 40, b"\xff" * 8), (USAGE, REFUSED)),
     "zeroes": (lambda path: written(path, b"\x7fELF" + bytes(path.stat().st_size)), (USAGE, REFUSED)),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from live.conftest import Start
@@ -66,6 +68,7 @@ def test_a_new_thread_local(build: Builder, start: Start, hu: HotUpgrade, model:
     program = start(build.host(one))
     begin(program)
     _, addresses = asked(program)
+    time.sleep(0.1)  # until all of them sleep again
     before = program.fingerprint("libtls")
     answer = hu.upgrade(program.pid, two)
     if answer.code == REFUSED and not emit_relocs:

@@ -25,6 +25,7 @@ from hotupgrade.binary.elf import (
     ElfFile,
     SectionType,
 )
+from hotupgrade.binary.exceptions import ExceptionTable, exception_tables
 from hotupgrade.binary.model import I32, U8, Flags, Kind, References, Section
 from hotupgrade.binary.relocations import (
     Relocation,
@@ -212,6 +213,11 @@ class Build:
         """Per row: a function that follows the plain ABI, because callers that the compiler did not see may exist."""
         plain: Flags = (self.entities.exported | self.taken) & (self.entities.kind == Kind.FUNCTION)
         return plain
+
+    @cached_property
+    def exception_tables(self) -> dict[int, ExceptionTable | None]:
+        """By vaddr of the function; None for one that cannot be read."""
+        return exception_tables(self)
 
     @cached_property
     def boundaries(self) -> npt.NDArray[np.int64]:

@@ -82,11 +82,8 @@ class Cache:
         with contextlib.suppress(OSError), self._opened(create=False) as directory:
             if directory is None:
                 return None
-            descriptor = os.open(_file_name(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
-            with os.fdopen(descriptor, "rb") as file:
-                if not _is_ours(os.fstat(descriptor), stat.S_ISREG):
-                    return None
-                return _decoded(file.read(), key)
+            content = _read(directory, _file_name(key))
+            return None if content is None else _decoded(content, key)
         return None
 
     def put(self, found: Entry) -> None:
@@ -138,6 +135,19 @@ def _decoded(content: bytes, key: str) -> Entry | None:
     except msgspec.MsgspecError:
         return None
     return found if found.key == key else None
+
+
+def _read(directory: int, name: str) -> bytes | None:
+    # O_NONBLOCK: opening a named pipe must not wait for a writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(name, flags, dir_fd=directory)
+    try:
+        if not _is_ours(os.fstat(descriptor), stat.S_ISREG):
+            return None
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def _write(directory: int, name: str, content: bytes) -> None:

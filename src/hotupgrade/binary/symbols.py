@@ -118,7 +118,8 @@ def _columns(elf: ElfFile) -> _Symbols:
     info = table["info"].astype(np.uint8)
     types = info & np.uint8(15)
     kinds = _kinds(elf, table, types)
-    kinds[[name in LINKER_NAMES for name in names]] = 0
+    # Labels of the assembler (.LC0) stay in the table under --emit-relocs; what they name has no name.
+    kinds[[name in LINKER_NAMES or name.startswith(".L") for name in names]] = 0
     _drop_untyped_duplicates(table, types, kinds)
     return _Symbols(table, names, types, info >> np.uint8(4), _files(types, names), kinds)
 

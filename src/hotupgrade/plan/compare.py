@@ -86,6 +86,9 @@ def _equal_functions(meaning: Meaning, old: Shapes, new: Shapes, old_rows: Indic
     references = paired_references(old, new, old_rows[at], new_rows[at])
     wrong = ~_equal_references(meaning, references)
     equal[at[np.unique(references.pair[wrong])]] = False
+    if old.build.exception_tables or new.build.exception_tables:
+        for i in np.flatnonzero(equal).tolist():
+            equal[i] = meaning.same_exceptions(int(old.start[old_rows[i]]), int(new.start[new_rows[i]]))
     return equal
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.errors import Reason
-from hotupgrade.plan.homes import NEW, READ_ONLY, Homes
+from hotupgrade.plan.homes import NEW, READ_ONLY, Homes, unsized
 from hotupgrade.plan.model import EditKind, Image, Scene
 from hotupgrade.plan.patchwork import Patchwork
 from hotupgrade.plan.relink import NAMELESS, Linker
@@ -155,9 +155,11 @@ class _Placed:
         self.targets = Targets(build, Rows(build))
         self.unnamed = Unnamed(self.targets)
         self._words = _words_by_row(self.targets)
+        self._unsized = unsized(build)
 
     def holds_unnamed(self, vaddr: int) -> bool:
-        return self.targets.rows.one_at(vaddr)[0] < 0
+        row, _ = self.targets.rows.one_at(vaddr)
+        return row < 0 or bool(self._unsized[row])
 
     def word_in(self, row: int, offset: int) -> int | None:
         for word in self._words.get(row, []):

@@ -38,6 +38,11 @@ def jump_target(entry: int, content: bytes) -> int | None:
     return entry + JUMP_SIZE + distance
 
 
+def is_intact(original: bytes, present: bytes) -> bool:
+    """Whether an entry surely holds no jump of ours.  Relinking changes displacements, but no opcode."""
+    return original[0] == present[0] != _JUMP
+
+
 def has_room(build: Build, row: int) -> bool:
     """Whether five bytes from the entry belong to the function, or to padding behind it, and nothing begins in them."""
     entities = build.entities

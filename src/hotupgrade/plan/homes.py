@@ -54,11 +54,12 @@ def find_homes(images: Sequence[Image], current: int, new: Build, comparisons: S
     address = np.zeros(count, dtype=np.int64)
     unproven = np.zeros(count, dtype=np.bool_)
     mutable = np.isin(new.entities.kind, (Kind.OBJECT, Kind.TLS))
+    nameless = unsized(new)
     rehomed: list[Rehomed] = []
     for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):
         pairs = partners(image, new, comparison)
         owned = _owned(image, index)
-        paired = (pairs >= 0) & owned[np.maximum(pairs, 0)]
+        paired = (pairs >= 0) & owned[np.maximum(pairs, 0)] & ~nameless
         unproven |= paired & mutable & (owner != NEW)
         fresh = paired & (owner == NEW)
         leaves = fresh & ~_keeps_home(image.build, pairs, new)
@@ -71,6 +72,15 @@ def find_homes(images: Sequence[Image], current: int, new: Build, comparisons: S
     for row in np.flatnonzero(mutable & (owner == NEW)).tolist():
         unproven[row] = row not in moved and _may_have_home(row, images, current, new, comparisons)
     return Homes(owner, partner, address, unproven, tuple(entry for entry in rehomed if owner[entry.row] == NEW))
+
+
+def unsized(build: Build) -> Flags:
+    """Constants whose symbol says no size: they cannot be compared, nor updated in place, and count as unnamed data.
+
+    The linker leaves such symbols (``.LC7``) to strings and numbers with ``--emit-relocs``.
+    """
+    flags: Flags = np.isin(build.entities.kind, READ_ONLY) & (build.entities.size == 0) & ~build.entities.exported
+    return flags
 
 
 def partners(image: Image, new: Build, comparison: Comparison) -> I32:

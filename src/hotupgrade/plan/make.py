@@ -14,6 +14,7 @@ from hotupgrade.plan.assemble import assemble
 from hotupgrade.plan.constants import ConstantUpdates, update_constants
 from hotupgrade.plan.copies import present, startup
 from hotupgrade.plan.edits import edit_entries
+from hotupgrade.plan.entries import is_intact
 from hotupgrade.plan.homes import NEW
 from hotupgrade.plan.imports import OtherSlot, edit_imports
 from hotupgrade.plan.memory import PAGE, pages_up
@@ -74,10 +75,15 @@ def make_plan(
     Raises:
         Refused: with every reason that was found.
     """
-    case = open_case(images, current, new, comparisons, options)
+    snapshot = Snapshot(scene)
+
+    def intact(image: Image, row: int) -> bool:
+        vaddr = int(image.build.entities.address[row])
+        return is_intact(image.build.read(vaddr, 1), snapshot.read(image.base + vaddr, 1))
+
+    case = open_case(images, current, new, comparisons, options, intact)
     if reasons := refusals(case):
         raise Refused(*reasons)
-    snapshot = Snapshot(scene)
     for index in range(len(images)):
         if _holds_all(case, index):
             plan = _Maker(module, case, snapshot, images[index].base, {}, index).make(other_slots)

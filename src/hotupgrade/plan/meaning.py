@@ -262,6 +262,18 @@ class Meaning:
         identity = (first.name, first.version, first.defined) == (second.name, second.version, second.defined)
         return identity and bool(ours.addend[old] == theirs.addend[new])
 
+    def same_exceptions(self, old: int, new: int) -> bool:
+        """What two functions (by address) catch and clean up."""
+        if old not in self.old.exception_tables and new not in self.new.exception_tables:
+            return True
+        ours, theirs = self.old.exception_tables.get(old), self.new.exception_tables.get(new)
+        if ours is None or theirs is None or (ours.content, ours.encoding) != (theirs.content, theirs.encoding):
+            return False
+        return len(ours.types) == len(theirs.types) and all(
+            first == second if 0 in (first, second) else self.same_address(first, second)
+            for first, second in zip(ours.types, theirs.types, strict=True)
+        )
+
     def same_table(self, old: JumpTable, new: JumpTable) -> bool:
         """Entry by entry: the same distance into paired functions."""
         if old.count != new.count:

@@ -12,11 +12,11 @@ from hotupgrade.binary.model import I32, I64, DynamicSymbol, Flags, Form, Kind, 
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.errors import Reason
 from hotupgrade.plan.bindings import Bindings
-from hotupgrade.plan.homes import NEW, Homes
+from hotupgrade.plan.homes import NEW, Homes, unsized
 from hotupgrade.plan.model import Image, Scene
 from hotupgrade.plan.select import DATA, TRANSFERS, Selection
 from hotupgrade.plan.targets import Targets, is_pair, thread_local_offset
-from hotupgrade.plan.tls import is_whole_block, moved, whole_block_slots
+from hotupgrade.plan.tls import is_whole_block
 
 _REACH = 1 << 31
 _STB_WEAK, _STB_GNU_UNIQUE = 2, 10
@@ -67,11 +67,10 @@ class Linker:
         self._scene = scene
         self._selection = selection
         self._bindings = Bindings(images, scene)
-        self._tls_moved = moved(homes, self.new)
-        self._whole_block = frozenset(whole_block_slots(targets, selection))
         in_image = base + self.new.entities.address.astype(np.int64)
         self.address: I64 = np.where(homes.owner == NEW, in_image, homes.address)
         self.code: I64 = np.where(selection.functions, in_image, self.address)
+        self._unsized = unsized(self.new)
         self._place_thread_locals(reserve)
         self.copied: Flags = self._bind_new_copies()
 
@@ -120,7 +119,7 @@ class Linker:
 
     def pointer(self, row: int, addend: int, vaddr: int) -> Word:
         """What a link-time pointer to a place in this module becomes."""
-        if row < 0:
+        if row < 0 or self._unsized[row]:
             return Word(self.base + vaddr, vaddr)
         if int(self.new.entities.kind[row]) == Kind.FUNCTION and addend:
             return Word(int(self.code[row]) + addend)
@@ -251,16 +250,13 @@ class Linker:
             return self._descriptor(slot)
         if slot.symbol and (found := self._loaded_pair(slot)) is not None:
             return found
-        offset = thread_local_offset(self.targets, slot)
         module = self._tls_module(slot)
-        if offset is not None:
-            return module, self._home_offset(offset, slot) & _MASK64
-        if slot.symbol:
-            self._unresolved_tls(slot)
-            return 0, 0
-        if index in self._whole_block and not is_whole_block(self.new, index) and self._tls_moved:
-            return module, self._home_offset(0, slot) & _MASK64
-        return module, 0
+        if is_whole_block(self.targets, index):
+            return module, 0
+        offset = thread_local_offset(self.targets, slot)
+        if offset is None:
+            return module, self._unresolved_tls(slot)
+        return module, self._home_offset(offset, slot) & _MASK64
 
     def _loaded_pair(self, slot: Slot) -> tuple[int, int] | None:
         """The same symbol's pair in image 0: the loader knows best."""

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Flags, Form, Kind, References, TargetKind
+from hotupgrade.binary.model import I32, Flags, Form, Kind, References, TargetKind
 from hotupgrade.plan.boundary import Unclear, settle
 from hotupgrade.plan.copies import immovable, startup
-from hotupgrade.plan.homes import NEW, READ_ONLY, Homes
+from hotupgrade.plan.homes import NEW, READ_ONLY, Homes, unsized
 from hotupgrade.plan.model import Comparison, Image
 from hotupgrade.plan.options import PlanOptions
-from hotupgrade.plan.targets import Targets, is_pair, thread_local_offset
+from hotupgrade.plan.targets import Targets, is_pair
+from hotupgrade.plan.tls import row_of_slot
 
 Indices = npt.NDArray[np.intp]
 
 TRANSFERS = (Form.CALL, Form.JUMP, Form.BRANCH, Form.SHORT)
 DATA = (Kind.OBJECT, Kind.RELRO, Kind.CONSTANT)
+
+Intact = Callable[[Image, int], bool]  # whether a function of an image (a row of its build) has its own first bytes
 
 _COLD = re.compile(r"\.cold(\.\d+)?$")
 
@@ -49,9 +52,10 @@ def select(
     comparisons: Sequence[Comparison],
     homes: Homes,
     options: PlanOptions,
+    intact: Intact | None = None,
 ) -> Selection:
     new = targets.build
-    needed = needed_functions(images, current, new, comparisons, homes)
+    needed = needed_functions(images, current, new, comparisons, homes, intact)
     if options.whole:
         needed |= (new.entities.kind == Kind.FUNCTION) & ~immovable(new)
     functions = with_pieces(new, needed, neighbours=True)
@@ -74,19 +78,30 @@ def select(
 
 
 def needed_functions(
-    images: Sequence[Image], current: int, new: Build, comparisons: Sequence[Comparison], homes: Homes
+    images: Sequence[Image],
+    current: int,
+    new: Build,
+    comparisons: Sequence[Comparison],
+    homes: Homes,
+    intact: Intact | None = None,
 ) -> Flags:
-    """Functions that are new, or that do not mean what stands at their home."""
+    """Functions that are new, or that do not mean what stands at their home.
+
+    A home in a later image may have been redirected since, and its bytes cannot be restored (only those of the running
+    image are known to be intact): the function is needed again, unless ``intact`` says of its address that nothing
+    happened there.
+    """
     functions = new.entities.kind == Kind.FUNCTION
-    needed = functions & (homes.owner == NEW) & ~startup(new)
+    needed: Flags = functions & (homes.owner == NEW) & ~startup(new)
     for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):
         if image.build.build_id == new.build_id:
             continue
         at_home = functions & (homes.owner == index)
         needed |= at_home & comparison.replaced
-        if index not in (0, current):
-            # The entry at such a home may hold a jump by now, and only the running image is known to be intact.
-            needed |= at_home
+        if index in (0, current):
+            continue
+        for row in np.flatnonzero(at_home & ~needed).tolist():
+            needed[row] = intact is None or not intact(image, int(homes.partner[row]))
     return needed
 
 
@@ -107,11 +122,16 @@ def with_pieces(build: Build, functions: Flags, *, neighbours: bool = False) -> 
         flags[reached] = True
 
 
+def rows_named(references: References) -> I32:
+    """The row that each reference names; 0 where it names none (there ``entity`` may be the index of a slot)."""
+    return np.where(references.target_kind == TargetKind.ENTITY, references.entity, 0).astype(np.int32)
+
+
 def _joins(build: Build, references: References, neighbours: bool) -> Indices:
     """References that lead from one piece of a function to another."""
     cold = np.fromiter((_COLD.search(name) is not None for name in build.entities.names), np.bool_, len(build.entities))
     between = (references.target_kind == TargetKind.ENTITY) & (references.function >= 0)
-    entity = np.maximum(references.entity, 0)
+    entity = rows_named(references)
     between &= build.entities.kind[entity] == Kind.FUNCTION
     short = references.form == Form.SHORT
     between &= np.isin(references.form, TRANSFERS)
@@ -147,9 +167,10 @@ def _data(
     """New data in use (named by code, by a slot, by a table with a home, or by such data), and unnamed data in use."""
     new = targets.build
     fresh = np.isin(new.entities.kind, DATA) & (homes.owner == NEW)
-    entity = every.entity[references]
+    rows = rows_named(every)[references]
+    named = every.target_kind[references] == TargetKind.ENTITY
     unnamed = set(every.target[references[every.target_kind[references] == TargetKind.ANONYMOUS]].tolist())
-    frontier = set(entity[(every.target_kind[references] == TargetKind.ENTITY) & fresh[np.maximum(entity, 0)]].tolist())
+    frontier = set(rows[named & fresh[rows]].tolist())
     by_slot = [found for slot in slots if (found := targets.of_slot(new.slots[slot])) is not None]
     unnamed.update(_unnamed_targets(targets, by_slot))
     from_tables = np.flatnonzero(
@@ -164,7 +185,9 @@ def _data(
         words = targets.within_rows(frontier)
         unnamed.update(_unnamed_targets(targets, words))
         frontier = {row for row in _fresh_targets(targets, fresh, words) if not data[row]}
-    return data, tuple(sorted(unnamed))
+    sizeless = data & unsized(new)
+    unnamed.update(new.entities.address[sizeless].tolist())
+    return data & ~sizeless, tuple(sorted(unnamed))
 
 
 def _fresh_targets(targets: Targets, fresh: Flags, words: Sequence[int]) -> set[int]:
@@ -185,8 +208,5 @@ def _thread_locals(
     new = targets.build
     direct = references[every.form[references] == Form.DTPOFF]
     rows = set(every.entity[direct].tolist())
-    for slot in slots:
-        offset = thread_local_offset(targets, new.slots[slot])
-        if offset is not None:
-            rows.add(targets.rows.thread_local_at(offset)[0])
+    rows |= {row_of_slot(targets, new.slots[slot]) for slot in slots}
     return tuple(sorted(row for row in rows if row >= 0 and homes.owner[row] == NEW))

@@ -18,11 +18,12 @@ class Shapes:
     """Masked code of one build, and for each row the half-open range of its references."""
 
     build: Build
+    references: References
     masked: bytes  # the executable part of the image, reference fields zeroed
     origin: int  # vaddr of masked[0]
     start: Indices  # vaddr of each row
     extent: Indices
-    first: Indices  # index of the first reference inside each row
+    first: Indices  # index into references of the first one inside each row
     last: Indices  # one beyond the last
 
     def code(self, row: int) -> bytes:
@@ -30,8 +31,15 @@ class Shapes:
         return self.masked[at : at + int(self.extent[row])]
 
 
-def shapes_of(build: Build) -> Shapes:
+def shapes_of(build: Build, thread_locals: bool = True) -> Shapes:
+    """``thread_locals``: whether displacements that hold thread-local offsets count as references.
+
+    They must not when the other build has no records of them.
+    """
     references, entities = build.references, build.entities
+    if not thread_locals:
+        # Those that lie last keep all other indices valid: none lies between.
+        references = _without(references, Form.DTPOFF)
     start = entities.address.astype(np.int64)
     extent = build.extent.astype(np.int64)
     function = entities.kind == Kind.FUNCTION
@@ -46,7 +54,7 @@ def shapes_of(build: Build) -> Shapes:
     first = np.searchsorted(references.position, entities.address)
     last = np.searchsorted(references.position, entities.address + extent.astype(np.uint64))
     last = np.where(function, last, first)
-    return Shapes(build, code.tobytes(), low, start, extent, first.astype(np.int64), last.astype(np.int64))
+    return Shapes(build, references, code.tobytes(), low, start, extent, first.astype(np.int64), last.astype(np.int64))
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def is_pair(slot: Slot) -> bool:
 
 
 def thread_local_offset(targets: Targets, slot: Slot) -> int | None:
-    """The TLS offset in this build's block that a slot (or pair of slots) names; None: it names the whole block, a
-    variable of another module, or nothing thread-local."""
+    """The TLS offset in this build's block that a slot (or pair of slots) names; None: it names a variable of another
+    module, or nothing thread-local.  0 may also mean the block itself: see :func:`hotupgrade.plan.tls.is_whole_block`."""
     if slot.relocation not in THREAD_LOCAL:
         return None
     if slot.symbol:
@@ -74,5 +74,4 @@ def thread_local_offset(targets: Targets, slot: Slot) -> int | None:
         return int(targets.build.entities.address[row]) + slot.addend if row >= 0 else None
     if slot.relocation != Relocation.DTPMOD64:
         return slot.addend
-    second = int.from_bytes(targets.build.read(slot.vaddr + 8, 8), "little")
-    return second or None  # 0 means the block itself (local dynamic), or its first variable: see tls.py
+    return int.from_bytes(targets.build.read(slot.vaddr + 8, 8), "little")

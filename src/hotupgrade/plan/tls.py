@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Form, Kind, Slot, TargetKind
+from hotupgrade.binary.model import Kind, Slot, TargetKind
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.plan.homes import NEW, Homes
 from hotupgrade.plan.model import TlsRequest
-from hotupgrade.plan.select import Selection
 from hotupgrade.plan.targets import Targets, thread_local_offset
+
+
+_DATA16 = b"\x66"
 
 
 @dataclass(frozen=True)
@@ -57,32 +59,30 @@ def moved(homes: Homes, new: Build) -> bool:
     return bool(np.any(tls & elsewhere))
 
 
-def whole_block_slots(targets: Targets, selection: Selection) -> tuple[int, ...]:
-    """Selected slots that name this module's whole block, or (it looks the same) a variable at its start."""
-    new = targets.build
-    return tuple(
-        index
-        for index in selection.slots
-        if new.slots[index].relocation == Relocation.DTPMOD64
-        and not new.slots[index].symbol
-        and not int.from_bytes(new.read(new.slots[index].vaddr + 8, 8), "little")
-        and not targets.within(new.slots[index].vaddr + 8, new.slots[index].vaddr + 16)
-    )
-
-
 def row_of_slot(targets: Targets, slot: Slot) -> int:
     """The row of the thread-local that a slot names, or -1."""
     offset = thread_local_offset(targets, slot)
-    return -1 if offset is None else targets.rows.thread_local_at(offset)[0]
+    index = targets.build.slot_at(slot.vaddr)
+    if offset is None or (index is not None and is_whole_block(targets, index)):
+        return -1
+    return targets.rows.thread_local_at(offset)[0]
 
 
-def is_whole_block(new: Build, slot: int) -> bool:
-    """With relocation records: whether such a slot serves local-dynamic access, that is, its users also use DTPOFF."""
-    references = new.references
-    named = (references.entity == slot) & (references.target_kind == TargetKind.GOT)
-    users = np.unique(references.function[named])
-    offsets = np.unique(references.function[references.form == Form.DTPOFF])
-    return bool(np.any(np.isin(users, offsets)))
+def is_whole_block(targets: Targets, slot: int) -> bool:
+    """Whether a slot serves local-dynamic access: it names the module's block rather than a variable.
+
+    The slot of the variable at the very start of the block looks the same, but the ABI prescribes the code around it:
+    general-dynamic access pads its ``lea`` with a prefix, so that linkers can replace it.
+    """
+    new, references = targets.build, targets.build.references
+    pair = new.slots[slot]
+    if pair.relocation != Relocation.DTPMOD64 or pair.symbol or targets.within(pair.vaddr + 8, pair.vaddr + 16):
+        return False
+    if int.from_bytes(new.read(pair.vaddr + 8, 8), "little"):
+        return False
+    uses = (references.entity == slot) & (references.target_kind == TargetKind.GOT)
+    positions = references.position[uses].tolist()
+    return not any(new.read(position - 4, 1) == _DATA16 for position in positions)
 
 
 def _alignment(new: Build, offset: int) -> int:

@@ -20,7 +20,7 @@ from hotupgrade.plan.homes import NEW, Homes, Rehomed, find_homes
 from hotupgrade.plan.model import Comparison, Image
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.rows import Rows
-from hotupgrade.plan.select import DATA, Selection, select
+from hotupgrade.plan.select import DATA, Intact, Selection, rows_named, select
 from hotupgrade.plan.targets import Targets
 
 _LISTED = 4  # names that a message lists before it says "and N more"
@@ -47,11 +47,17 @@ class Case:
 
 
 def open_case(
-    images: Sequence[Image], current: int, new: Build, comparisons: Sequence[Comparison], options: PlanOptions
+    images: Sequence[Image],
+    current: int,
+    new: Build,
+    comparisons: Sequence[Comparison],
+    options: PlanOptions,
+    intact: Intact | None = None,
 ) -> Case:
+    """``intact``: see :func:`hotupgrade.plan.select.needed_functions`."""
     targets = Targets(new, Rows(new))
     homes = find_homes(images, current, new, comparisons)
-    selection = select(images, current, targets, comparisons, homes, options)
+    selection = select(images, current, targets, comparisons, homes, options, intact)
     return Case(tuple(images), current, new, tuple(comparisons), options, targets, homes, selection)
 
 
@@ -129,7 +135,7 @@ def _unknown_references(case: Case) -> Iterator[Reason]:
 def _middles(case: Case) -> Iterator[Reason]:
     """Jumps into a function that stays where it is, at other places than its entry, or too short to lead there."""
     every, index, functions = case.selection.every, case.selection.references, case.selection.functions
-    entity = np.maximum(every.entity[index], 0)
+    entity = rows_named(every)[index]
     wrong = (every.target_kind[index] == TargetKind.ENTITY) & ~functions[entity]
     wrong &= (every.addend[index] != 0) | (every.form[index] == Form.SHORT)
     wrong &= case.new.entities.kind[entity] == Kind.FUNCTION
@@ -207,9 +213,8 @@ def _thread_locals(case: Case) -> Iterator[Reason]:
     if not tls.moved(case.homes, case.new):
         yield from _changed_block(case)
         return
-    blocks = tls.whole_block_slots(case.targets, case.selection)
-    if blocks and not case.new.has_relocation_records:
-        yield from _without_records(case, blocks)
+    if not case.new.has_relocation_records:
+        yield from _without_records(case)
     yield from _local_exec(case)
 
 
@@ -227,8 +232,10 @@ def _block_size(build: Build) -> int:
     return -(-build.tls.memory_size // max(build.tls.alignment, 1)) * max(build.tls.alignment, 1)
 
 
-def _without_records(case: Case, blocks: tuple[int, ...]) -> Iterator[Reason]:
+def _without_records(case: Case) -> Iterator[Reason]:
+    """Local-dynamic code adds offsets that only relocation records tell."""
     every, index = case.selection.every, case.selection.references
+    blocks = [slot for slot in case.selection.slots if tls.is_whole_block(case.targets, slot)]
     uses = (every.target_kind[index] == TargetKind.GOT) & np.isin(every.entity[index], blocks)
     users = [_name(case, row) for row in np.unique(every.function[index[uses]]).tolist()]
     if users:
@@ -290,7 +297,7 @@ def _boundaries(case: Case) -> Iterator[Reason]:
             " these two will no longer be neighbours, and the code does not tell which is meant",
         )
     every, index, sizes = case.selection.every, case.selection.references, case.new.entities.size.astype(np.int64)
-    entity = np.maximum(every.entity[index], 0)
+    entity = rows_named(every)[index]
     beyond = (every.target_kind[index] == TargetKind.ENTITY) & np.isin(case.new.entities.kind[entity], DATA)
     beyond &= (sizes[entity] > 0) & ((every.addend[index] > sizes[entity]) | (every.addend[index] < 0))
     beyond &= case.homes.owner[entity] != NEW

@@ -31,6 +31,8 @@ _SIGRETURN = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"
 _LEADER_CALLS = (7, 219, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128)
 
 VISIT_TIMEOUT_US = 200_000
+#: How long a thread may take to leave the agent, in seconds.
+IDLE_LIMIT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Agent:
         self.base = base
         self.header, _ = native.agent_blob()
         self.mailbox_address = base + self.header.mailbox
+        self._abandoned = False
         box = self.mailbox()
         if box.magic != abi.MAGIC or box.abi != abi.ABI:
             raise NotNow(
@@ -133,10 +136,44 @@ class Agent:
                 row.args[index] = argument & 0xFFFFFFFFFFFFFFFF
         if ctypes.sizeof(table) > self._room:
             raise HotUpgradeError(f"{len(operations)} operations do not fit into the agent's page")
+        self._wait_idle()
         serial = self.get("serial") + 1
+        table = (abi.Op * len(operations))()
+        for row, operation in zip(table, operations, strict=True):
+            row.kind, row.number, row.fatal = operation.kind, operation.number, operation.fatal
+            for index, argument in enumerate(operation.arguments):
+                row.args[index] = argument & 0xFFFFFFFFFFFFFFFF
+        if ctypes.sizeof(table) > self._room:
+            raise HotUpgradeError(f"{len(operations)} operations do not fit into the agent's page")
+        serial = self.get("serial")
+        if self._abandoned or self.get("done") != serial or self.get("inside"):
+            self.abandon()
+            raise NotNow(
+                Reason(
+                    "unfinished",
+                    str(self.process.pid),
+                    f"process {self.process.pid}: a thread of it has not ended what it was given before (is it stopped by a signal?)",
+                )
+            )
+        serial += 1
         self.process.write(self._table, bytes(table))
         self.set(ops=self._table, op_count=len(operations), serial=serial, xsave_size=native.xsave_size())
         return serial
+
+    def _wait_idle(self) -> None:
+        """Wait until no thread is in the agent."""
+        limit = time.monotonic() + IDLE_LIMIT
+        while self._abandoned or self.get("inside"):
+            if self._abandoned or time.monotonic() > limit:
+                self.abandon()
+                raise NotNow(
+                    Reason(
+                        "unfinished",
+                        str(self.process.pid),
+                        f"process {self.process.pid}: a thread of it has not ended what it was given before (is it stopped by a signal?)",
+                    )
+                )
+            time.sleep(0.0001)
 
     @property
     def _table(self) -> int:
@@ -153,12 +190,17 @@ class Agent:
             NotNow: it has not within ``timeout`` seconds.
         """
         limit = time.monotonic() + timeout
-        while self.get("ops_done") != serial:
+        while self.get("done") != serial:
             if time.monotonic() > limit:
+                self.abandon()
                 raise NotNow(
                     Reason("no-answer", str(self.process.pid), f"process {self.process.pid}: the agent did not end its work in time")
                 )
             time.sleep(0.00005)
+
+    def abandon(self) -> None:
+        """Give the target no more work: a thread of it may still be busy with the last.  The next run tidies up."""
+        self._abandoned = True
 
     def results(self, count: int) -> list[int]:
         """The results of the operations of the last list, as signed numbers."""
@@ -184,7 +226,7 @@ class Agent:
         while time.monotonic() < limit:
             for thread in leaders(self.process.threads(), self.process.pid, only_main):
                 visits = (abi.Visit * 1)()
-                visits[0].tid, visits[0].lead = thread.tid, 1
+                visits[0].tid, visits[0].lead = thread.tid, serial
                 native.redirect(visits, self.entry, VISIT_TIMEOUT_US)
                 if visits[0].status == abi.VisitStatus.DONE:
                     self.wait(serial, max(limit - time.monotonic(), 0.5))

@@ -23,9 +23,13 @@ from hotupgrade.target.scratch import Scratch
 
 #: How long one attempt may hold sleepers, and busy threads, in seconds; doubled with each attempt up to eightfold.
 SLEEPER_LIMIT, BUSY_LIMIT = 0.25, 0.01
+#: How long threads may take to leave the agent after a stop, in seconds.
+SETTLE_LIMIT = 5.0
 #: Room for threads that are born while the others are being parked.
 SPARE_ROWS = 64
 _SPARE_MAPPINGS = 512
+#: The real-time signals that glibc leaves to programs: 34 to 64, as bits.
+_REAL_TIME = (2**64 - 1) >> 33 << 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +111,20 @@ def stay_off(processors: frozenset[int]) -> None:
 
 
 def free_signal(agent: Agent, threads: Iterable[ThreadState]) -> int:
-    """A real-time signal that the program neither handles, ignores, blocks nor has pending.
+    """A real-time signal that the program neither handles, ignores, waits for (blocks) nor has pending.
+
+    A thread that blocks them all waits for none of them in particular.
 
     Raises:
         NotNow: there is none.
     """
     status = agent.process.status()
     taken = 0
-    for key in ("SigCgt", "SigIgn", "SigPnd", "ShdPnd", "SigBlk"):
+    for key in ("SigCgt", "SigIgn", "SigPnd", "ShdPnd"):
         taken |= int(status.get(key, "0").strip(), 16)
     for thread in threads:
-        taken |= thread.blocked_signals
+        if (thread.blocked_signals & _REAL_TIME) != _REAL_TIME:
+            taken |= thread.blocked_signals
     for number in range(63, 34, -1):
         if not taken >> (number - 1) & 1:
             return number
@@ -175,6 +182,8 @@ class Stopper:
         busy = busy_threads(agent)
         states = process.threads()
         signal = free_signal(agent, states)
+        # One that blocks the signal is stopped as sleepers are.
+        busy = frozenset(t.tid for t in states if t.tid in busy and not t.blocked_signals >> (signal - 1) & 1)
         self._cores = frozenset(t.processor for t in states if t.tid in busy)
         stay_off(self._cores)
         choice = [t for t in leaders(states, process.pid) if t.tid not in busy]
@@ -308,7 +317,7 @@ class Stopper:
         serial = agent.write_operations([Operation(abi.OpKind.STOP)])
         row = next(index for index, row in enumerate(self._table) if row.tid == leader)
         visits = (abi.Visit * 1)()
-        visits[0].tid, visits[0].lead, visits[0].thread = leader, 1, table_at + row * ctypes.sizeof(abi.Thread)
+        visits[0].tid, visits[0].lead, visits[0].thread = leader, serial, table_at + row * ctypes.sizeof(abi.Thread)
         native.redirect(visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)))
         if visits[0].status != abi.VisitStatus.DONE:
             agent.set(state=abi.State.ABORTED)
@@ -348,19 +357,23 @@ class Stopper:
         return f"process {self.agent.process.pid}: {thread} is inside {name}, which is to be replaced"
 
     def _settle(self, table_at: int, visited: Sequence[int]) -> None:
-        """Wait until every thread that we sent to the agent has left it."""
-        process = self.agent.process
-        limit = time.monotonic() + 3.0
-        size = ctypes.sizeof(self._table)
+        """Wait until every thread that was in this stop has left the agent: only then may its tables go."""
+        agent, process = self.agent, self.agent.process
+        limit = time.monotonic() + SETTLE_LIMIT
         while True:
-            self._table = type(self._table).from_buffer_copy(process.read(table_at, size))
-            out = {int(row.tid) for row in self._table if row.released}
-            left = [tid for tid in visited if tid not in out]
-            if not left or time.monotonic() > limit:
+            self._table = type(self._table).from_buffer_copy(process.read(table_at, ctypes.sizeof(self._table)))
+            left = [int(row.tid) for row in self._table if row.arrived and not row.released]
+            if not left and agent.get("inside") == 0:
                 return
-            alive = set(process.thread_ids())
-            if not any(tid in alive for tid in left):
-                return
+            if time.monotonic() > limit:
+                agent.abandon()
+                raise NotNow(
+                    Reason(
+                        "not-settled",
+                        str(process.pid),
+                        f"process {process.pid}: threads have not left the agent {SETTLE_LIMIT} s after the stop; is it stopped by a signal?",
+                    )
+                )
             time.sleep(0.0002)
 
     def _report(self, attempts: int) -> StopReport:

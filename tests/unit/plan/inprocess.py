@@ -1,8 +1,8 @@
 """Upgrades libraries inside the test's own process: no agent, no tracing, but real code that really runs.
 
-The old library is loaded with ``dlopen``; a :class:`World` answers a plan's questions from the process itself and carries
-plans out with ``mmap`` and ``memmove``.  Tests run in forked children (:func:`in_child`), so that a crash is one failed
-test.
+The old library is loaded with ``dlopen``; a :class:`World` answers a plan's questions from the process itself and
+carries plans out with ``mmap`` and ``memmove``.  Tests run in forked children (:func:`in_child`), so that a crash is one
+failed test.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PAGE = 4096
 RTLD_NOW, RTLD_LAZY, RTLD_GLOBAL = 2, 1, 0x100
 
 _PROT_NONE, _PROT_READ, _PROT_WRITE, _PROT_EXEC = 0, 1, 2, 4
-_MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_FIXED_NOREPLACE = 2, 0x20, 0x100000
+_MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_FIXED, _MAP_FIXED_NOREPLACE = 2, 0x20, 0x10, 0x100000
 _RTLD_DI_LINKMAP, _RTLD_DI_TLS_MODID, _RTLD_DI_TLS_DATA = 2, 9, 10
 
 HELPER = """
@@ -76,7 +76,7 @@ def in_child(test: Callable[..., None]) -> Callable[..., None]:
                 signal.alarm(60)
                 test(*args, **kwargs)
                 status = 0
-            except BaseException:  # noqa: BLE001 - handed over to the parent
+            except BaseException:  # handed over to the parent
                 os.write(writer, traceback.format_exc().encode())
             finally:
                 sys.stdout.flush()
@@ -94,7 +94,12 @@ def in_child(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def compile_library(
-    directory: Path, source: str, *flags: str, soname: str = "libsubject.so", language: str = "c", libraries: Sequence[str] = ()
+    directory: Path,
+    source: str,
+    *flags: str,
+    soname: str = "libsubject.so",
+    language: str = "c",
+    libraries: Sequence[str] = (),
 ) -> Path:
     """A shared library of this source.  The same source and flags give the same file."""
     compiler = {"c": "gcc", "c++": "g++"}[language]
@@ -136,6 +141,7 @@ class World:
         base = ctypes.cast(link_map, ctypes.POINTER(ctypes.c_uint64))[0]
         self.images = [Image(Build.open(self.library), base)]
         self._memory = os.open("/proc/self/mem", os.O_RDONLY)
+        assert self.helper
 
     # The plan's view (Scene)
 
@@ -186,11 +192,11 @@ class World:
         assert found, name
         return int(found)
 
-    def call(self, name: str, *args: Any, result: Any = ctypes.c_long) -> Any:
+    def call(self, name: str, *args: Any, result: Any = ctypes.c_int) -> Any:
         return self.call_at(self.address(name), *args, result=result)
 
     @staticmethod
-    def call_at(address: int, *args: Any, result: Any = ctypes.c_long) -> Any:
+    def call_at(address: int, *args: Any, result: Any = ctypes.c_int) -> Any:
         function = ctypes.CFUNCTYPE(result, *(_type(each) for each in args))(address)
         return function(*args)
 
@@ -273,9 +279,7 @@ class World:
             self.call_at(constructor.address, result=None)
 
     def place(self, image: ImagePlan) -> None:
-        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE
-        got = self.c.mmap(image.base, image.size, _PROT_READ | _PROT_WRITE, flags, -1, 0)
-        assert got == image.base
+        self.map(image.base, image.size, _PROT_READ | _PROT_WRITE, _MAP_FIXED)
         for piece in image.pieces:
             assert piece.offset % PAGE == 0
             assert len(piece.content) % PAGE == 0
@@ -320,7 +324,12 @@ class World:
             edge = max(edge, end)
         fitting = [base for base in free if low <= base < high]
         assert fitting, "no room"
-        return min(fitting, key=lambda base: abs(base - middle))
+        base = min(fitting, key=lambda base: abs(base - middle))
+        self.map(base, size, _PROT_NONE, _MAP_FIXED_NOREPLACE)  # so that nobody else takes it
+        return base
+
+    def map(self, base: int, size: int, prot: int, flags: int) -> None:
+        assert self.c.mmap(base, size, prot, _MAP_PRIVATE | _MAP_ANONYMOUS | flags, -1, 0) == base
 
     @staticmethod
     def maps() -> list[tuple[int, int, str]]:

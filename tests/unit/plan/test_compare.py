@@ -385,3 +385,22 @@ def test_folded_functions_map_to_one(compiler: Compiler) -> None:
     row = folded.by_name["f"]
     assert comparison.new_of[apart.by_name["f"]] == comparison.new_of[apart.by_name["h"]] == row
     assert not comparison.old_replaced.any()
+
+
+CATCHES = """
+struct first {{ int a; }}; struct second {{ int a; }};
+extern "C" int g(int);
+extern "C" void thrower(int x) {{ if (x > 3) throw first{{x}}; if (x < -3) throw second{{x}}; g(x); }}
+extern "C" int catcher(int x) {{ try {{ thrower(x); return g(x); }} catch (const {0} &) {{ return -1; }} }}
+extern "C" int everything(int x) {{ try {{ thrower(x); return g(x); }} catch (...) {{ return -2; }} }}
+"""
+
+
+def test_what_is_caught_belongs_to_the_meaning(compiler: Compiler) -> None:
+    """The code of both builds is byte for byte the same; only the table of types differs."""
+    old = compiler.build({"module.cc": CATCHES.format("first")})
+    new = compiler.build({"module.cc": CATCHES.format("second")})
+    assert changed(compare(old, new)) == {"catcher"}
+    assert changed(compare(new, old)) == {"catcher"}
+    padded = {"pad.cc": 'extern "C" int pad(int x) { return x * 55; }', "module.cc": CATCHES.format("first")}
+    assert changed(compare(old, compiler.build(padded))) == set()
