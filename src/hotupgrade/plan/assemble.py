@@ -81,20 +81,28 @@ class _Assembler:
         entities = self._new.entities
         for row in np.flatnonzero(self._selection.data & ~self._linker.copied).tolist():
             low = int(entities.address[row])
-            self._put_range(low, low + int(entities.size[row]))
+            self._put_range(low, low + int(entities.size[row]) if entities.size[row] else self._next_boundary(low))
+
+    def _next_boundary(self, vaddr: int) -> int:
+        """The end of an object whose symbol says no size."""
+        bounds = self._new.boundaries
+        return int(bounds[np.searchsorted(bounds, vaddr, side="right")])
 
     def _put_unnamed(self, unnamed: Unnamed, items: Iterable[int], whole: bool) -> None:
-        ranges: set[tuple[int, int]] = set()
+        present: set[tuple[int, int]] = set()
+        relocated: set[tuple[int, int]] = set()
         for vaddr in set(items):
             section = self._section_at(vaddr)
             if section is None:
                 continue
             low, high = section.vaddr, section.vaddr + section.size
-            if not whole:
-                low, high = max(low, vaddr - _SLACK), min(high, unnamed.end(vaddr) + _SLACK)
-            ranges.add((low, high))
-        for low, high in merged(ranges):
-            self._put_range(low, high)
+            end = min(unnamed.end(vaddr), high)
+            relocated.add((vaddr, end))
+            present.add((low, high) if whole else (max(low, vaddr - _SLACK), min(high, end + _SLACK)))
+        for low, high in merged(present):
+            self._memory.copy(low, high)
+        for low, high in merged(relocated):
+            self._relocate(low, high)
 
     def _section_at(self, vaddr: int) -> Section | None:
         """Items are many, sections few: the last answer is mostly right."""

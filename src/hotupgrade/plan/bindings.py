@@ -21,7 +21,6 @@ class Bindings:
     def __init__(self, images: Sequence[Image], scene: Scene) -> None:
         self._scene = scene
         self._first = images[0]
-        self._words = _read_words(self._first, scene)
         self._slots: dict[int, dict[Key, Slot]] = {}
         for slot in self._first.build.slots:
             if slot.symbol:
@@ -65,9 +64,10 @@ class Bindings:
         """All slots of image 0 with this relocation."""
         return [slot for slot in self._first.build.slots if slot.relocation == relocation]
 
-    def word_at(self, vaddr: int) -> int | None:
+    def word_at(self, vaddr: int) -> int:
         """The content of a slot of image 0."""
-        return self._words.get(vaddr)
+        value: int = struct.unpack("<Q", self._scene.read(self._first.base + vaddr, 8))[0]
+        return value
 
     def in_stubs(self, address: int) -> bool:
         """Whether an address lies in image 0's procedure linkage table: a slot that holds it is not bound yet."""
@@ -114,13 +114,3 @@ class _Copies:
 def _plt_ranges(image: Image) -> list[tuple[int, int]]:
     sections = (image.build.sections.get(name) for name in PLT_SECTIONS)
     return [(image.base + one.vaddr, image.base + one.vaddr + one.size) for one in sections if one is not None]
-
-
-def _read_words(image: Image, scene: Scene) -> dict[int, int]:
-    """All GOT slots of the loader's image, read in one go."""
-    slots = image.build.slots
-    if not slots:
-        return {}
-    low, high = slots[0].vaddr, slots[-1].vaddr + 8
-    content = scene.read(image.base + low, high - low)
-    return {slot.vaddr: struct.unpack_from("<Q", content, slot.vaddr - low)[0] for slot in slots}

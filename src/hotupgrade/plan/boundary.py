@@ -74,7 +74,8 @@ def end_pointers(build: Build) -> Indices:
     functions = np.zeros(len(build.entities), dtype=np.bool_)
     functions[every.function[unknown]] = True
     candidates, _ = _candidates(build, functions)
-    return candidates[unknown[candidates]]
+    found: Indices = candidates[unknown[candidates]]
+    return found
 
 
 def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32]:
@@ -227,4 +228,4 @@ class _Follower:
 
 
 def _full(register: int) -> int:
-    return int(iced_x86.RegisterExt.full_register(register)) if register else 0
+    return int(iced_x86.RegisterExt.full_register(register)) if register else 0  # type: ignore[arg-type]

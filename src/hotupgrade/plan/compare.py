@@ -18,7 +18,8 @@ from hotupgrade.plan.shape import Indices, ReferencePairs, Shapes, equal_shapes,
 
 def compare(old: Build, new: Build, old_scopes: Scopes | None = None, new_scopes: Scopes | None = None) -> Comparison:
     """Matches and compares two builds of one module."""
-    old_shapes, new_shapes = shapes_of(old), shapes_of(new)
+    recorded = old.has_relocation_records and new.has_relocation_records
+    old_shapes, new_shapes = shapes_of(old, recorded), shapes_of(new, recorded)
     pairs = match(old_shapes, new_shapes, old_scopes, new_scopes)
     meaning = Meaning(old, new, pairs)
     old_rows, new_rows = _function_pairs(old, new, pairs)
@@ -84,7 +85,7 @@ def _equal_functions(meaning: Meaning, old: Shapes, new: Shapes, old_rows: Indic
     equal &= ~np.isin(old_rows, sorted(old.build.undecodable)) & ~np.isin(new_rows, sorted(new.build.undecodable))
     at = np.flatnonzero(equal)
     references = paired_references(old, new, old_rows[at], new_rows[at])
-    wrong = ~_equal_references(meaning, references)
+    wrong = ~_equal_references(meaning, old, new, references)
     equal[at[np.unique(references.pair[wrong])]] = False
     if old.build.exception_tables or new.build.exception_tables:
         for i in np.flatnonzero(equal).tolist():
@@ -92,8 +93,8 @@ def _equal_functions(meaning: Meaning, old: Shapes, new: Shapes, old_rows: Indic
     return equal
 
 
-def _equal_references(meaning: Meaning, pairs: ReferencePairs) -> Flags:
-    old, new = meaning.old.references, meaning.new.references
+def _equal_references(meaning: Meaning, old_shapes: Shapes, new_shapes: Shapes, pairs: ReferencePairs) -> Flags:
+    old, new = old_shapes.references, new_shapes.references
     kind = old.target_kind[pairs.old]
     equal: Flags = kind == new.target_kind[pairs.new]
     equal &= old.addend[pairs.old] == new.addend[pairs.new]
@@ -109,7 +110,7 @@ def _equal_references(meaning: Meaning, pairs: ReferencePairs) -> Flags:
             int(new_target[i]),
             int(old.function[pairs.old[i]]),
             int(new.function[pairs.new[i]]),
-            int(meaning.old.access[pairs.old[i]]),
+            int(old_shapes.access[pairs.old[i]]),
         )
     for i in np.flatnonzero(equal & (kind == TargetKind.UNKNOWN)).tolist():
         equal[i] = meaning.same_neighbour(int(old_target[i]), int(new_target[i]))

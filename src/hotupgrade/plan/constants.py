@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import Flags
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.errors import Reason
 from hotupgrade.plan.homes import NEW, READ_ONLY, Homes, unsized
@@ -55,12 +56,20 @@ class _Updater:
     def run(self) -> ConstantUpdates:
         entities = self._new.entities
         at_home = np.isin(entities.kind, READ_ONLY) & (self._homes.owner != NEW) & (entities.size > 0)
+        at_home &= ~self._copied()
         for index, image in enumerate(self._images):
             rows = np.flatnonzero(at_home & (self._homes.owner == index))
             present = _read_rows(image, self._homes.partner[rows].tolist(), self._scene)
             for row, current in zip(rows.tolist(), present, strict=True):
                 self._update(row, current)
         return self._result
+
+    def _copied(self) -> Flags:
+        """A program's copies of other modules' constants: their contents are not the program's to give."""
+        targets = self._linker.targets
+        flags = np.zeros(len(self._new.entities), dtype=np.bool_)
+        flags[targets.container[(targets.type == Relocation.COPY) & (targets.container >= 0)]] = True
+        return flags
 
     def _update(self, row: int, current: bytes) -> None:
         wanted = self._new.read(int(self._new.entities.address[row]), len(current))
@@ -86,9 +95,9 @@ class _Updater:
     def _pointer(self, row: int, offset: int, word: int, present: int) -> int:
         """The pointer to be there; the one that is there, if it is as good."""
         targets = self._linker.targets
-        if targets.type[word] == Relocation.ABS64 and not self._linker.can_bind(int(targets.number[word])):
-            if self._same_symbol(row, offset, word):
-                return present
+        unbound = targets.type[word] == Relocation.ABS64 and not self._linker.can_bind(int(targets.number[word]))
+        if unbound and self._same_symbol(row, offset, word):
+            return present
         wanted = self._linker.word(word)
         if wanted.unnamed == NAMELESS:
             return wanted.value
@@ -137,7 +146,7 @@ class _Updater:
             Reason(
                 "interposed-constant",
                 name,
-                f"{name} has new contents, but the process uses another module's definition of it, which stays as it is",
+                f"{name} has new contents, but the process uses another module's definition, which stays as it is",
             )
         )
         return [home]

@@ -27,7 +27,8 @@ STARTUP = frozenset(
 def startup(build: Build) -> Flags:
     """Rows of the functions of the start files."""
     named = np.fromiter((name in STARTUP for name in build.entities.names), np.bool_, len(build.entities))
-    return named & (build.entities.kind == Kind.FUNCTION)
+    flags: Flags = named & (build.entities.kind == Kind.FUNCTION)
+    return flags
 
 
 def unclear_code(build: Build) -> Flags:
@@ -48,7 +49,7 @@ def immovable(build: Build) -> Flags:
 
 def present(image: Image, index: int) -> Flags:
     """Rows of functions whose code is in this image (``index``: its place in the module's list of images)."""
-    functions = image.build.entities.kind == Kind.FUNCTION
+    functions: Flags = image.build.entities.kind == Kind.FUNCTION
     if image.placed is None:
         return functions if index == 0 else functions & ~immovable(image.build)
     flags = np.zeros(len(functions), dtype=np.bool_)

@@ -1,7 +1,7 @@
 """Edits at the entries of functions, and the ranges in which no thread may stand while they are made.
 
-Every copy of a function that the process holds, in whatever image, must lead to the copy that is to run now.  A copy that
-means the same may go on running where it is.
+Every copy of a function that the process holds, in whatever image, must lead to the copy that is to run now.  A copy
+that means the same may go on running where it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hotupgrade.plan.model import Comparison, EditKind, Image, Scene, Watch
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.patchwork import Patchwork
 from hotupgrade.plan.rows import Rows
-from hotupgrade.plan.select import with_pieces
+from hotupgrade.plan.select import Indices, with_pieces
 
 
 @dataclass
@@ -135,12 +135,17 @@ class _ImageEntries:
         # The original bytes of a later image are known only while it is the new one again: lead on to what is equal.
         return jump(entry, target) if target != entry else None
 
-    def _unchanged_to_redirect(self, plain: np.ndarray[tuple[int], np.dtype[np.intp]]) -> frozenset[int]:
-        """With ``--whole``: unchanged functions that get a jump too, where one fits and running code does not mind."""
+    def _unchanged_to_redirect(self, plain: Indices) -> frozenset[int]:
+        """With ``--whole``: unchanged functions that get a jump too, where one fits and running code does not mind.
+
+        Only homes: other copies are entered from their own image alone, and what is equal may run there to its end.
+        """
         if not self._options.whole or self._is_new:
             return frozenset()
         unchanged = np.zeros(len(self._present), dtype=np.bool_)
         unchanged[plain] = ~self._replaced[plain] & (self._partner[plain] >= 0)
+        if self._index:
+            unchanged &= np.isin(np.arange(len(unchanged)), sorted(self._image.owned))
         in_the_way = branching_into_entry(self._build, unchanged)
         return frozenset(
             row for row in np.flatnonzero(unchanged).tolist() if row not in in_the_way and has_room(self._build, row)
@@ -152,7 +157,7 @@ class _ImageEntries:
             low = int(self._address[row])
             result.watches.append(Watch(low, low + int(self._build.extent[row]), self._build.entities.names[row]))
 
-    def _states(self, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[_State]:
+    def _states(self, rows: Indices) -> list[_State]:
         vaddrs = self._build.entities.address[rows].astype(np.int64).tolist()
         extents = self._build.extent[rows].tolist()
         present = [self._scene.read(self._image.base + vaddr, JUMP_SIZE) for vaddr in vaddrs]
@@ -174,7 +179,7 @@ class _ImageEntries:
         differing = {place for place in range(JUMP_SIZE) if content[place] != original[place]} - moving
         return _State.FOREIGN if any(place < extent or self._index == 0 for place in differing) else _State.ORIGINAL
 
-    def _moving_bytes(self, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> dict[int, frozenset[int]]:
+    def _moving_bytes(self, rows: Indices) -> dict[int, frozenset[int]]:
         """Bytes among the first of an entry that relinking may have changed (never in the loader's image)."""
         if self._index == 0:
             return {}
@@ -241,6 +246,6 @@ def _foreign(name: str, entry: int) -> Reason:
     return Reason(
         "foreign-edit",
         name,
-        f"the first bytes of {name} at {entry:#x} are neither those of the running build nor a jump of ours; a debugger or"
-        " another patching tool changed them, and must take that back first",
+        f"the first bytes of {name} at {entry:#x} are neither those of the running build nor a jump of ours; a debugger"
+        " or another patching tool changed them, and must take that back first",
     )

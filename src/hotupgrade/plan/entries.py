@@ -65,7 +65,7 @@ def _is_padding(content: bytes, build: Build, vaddr: int) -> bool:
 
 
 def branching_into_entry(build: Build, functions: Flags) -> frozenset[int]:
-    """Rows of functions that branch to their own bytes 1 to 4: a jump at the entry would be in the way of running code."""
+    """Rows of functions that branch to their own bytes 1 to 4: running code would meet a jump at the entry."""
     return frozenset(row for row in _candidates(build, functions) if _branches(build, row))
 
 

@@ -42,9 +42,6 @@ class Homes:
     unproven: Flags  # mutable, and it cannot be told whether it has a home: must not be used
     rehomed: tuple[Rehomed, ...]
 
-    def known(self) -> Flags:
-        return self.owner != NEW
-
 
 def find_homes(images: Sequence[Image], current: int, new: Build, comparisons: Sequence[Comparison]) -> Homes:
     """The homes of all rows of ``new``.  ``comparisons[k]`` is that of ``images[k].build`` with ``new``."""
@@ -84,7 +81,7 @@ def unsized(build: Build) -> Flags:
 
 
 def partners(image: Image, new: Build, comparison: Comparison) -> I32:
-    """The row of the image's build that is paired with each row of ``new``; a build is paired with itself throughout."""
+    """The row of the image's build that is paired with each row of ``new``; a build is paired with itself."""
     if image.build.build_id == new.build_id:
         return np.arange(len(new.entities), dtype=np.int32)
     return comparison.old_of
@@ -115,7 +112,8 @@ def _keeps_home(old: Build, pairs: I32, new: Build) -> Flags:
     after = new.entities.kind
     same_size = old.entities.size[partner] == new.entities.size
     was_constant = np.isin(old.entities.kind[partner], READ_ONLY)
-    return np.where(np.isin(after, READ_ONLY), same_size, ~((after == Kind.OBJECT) & was_constant))
+    keeps: Flags = np.where(np.isin(after, READ_ONLY), same_size, ~((after == Kind.OBJECT) & was_constant))
+    return keeps
 
 
 def _may_have_home(

@@ -11,6 +11,7 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import Flags, Kind
 from hotupgrade.errors import Refused
 from hotupgrade.plan.assemble import assemble
+from hotupgrade.plan.case import Case, open_case
 from hotupgrade.plan.constants import ConstantUpdates, update_constants
 from hotupgrade.plan.copies import present, startup
 from hotupgrade.plan.edits import edit_entries
@@ -19,13 +20,14 @@ from hotupgrade.plan.homes import NEW
 from hotupgrade.plan.imports import OtherSlot, edit_imports
 from hotupgrade.plan.memory import PAGE, pages_up
 from hotupgrade.plan.model import Call, Comparison, Image, ModulePlan, Scene
+from hotupgrade.plan.notes import notes
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.patchwork import Patchwork
+from hotupgrade.plan.refusals import refusals
 from hotupgrade.plan.relink import Linker
 from hotupgrade.plan.snapshot import Snapshot
 from hotupgrade.plan.tls import TlsLayout, lay_out
 from hotupgrade.plan.unnamed import Unnamed
-from hotupgrade.plan.verdict import Case, notes, open_case, refusals
 
 _REACH = (1 << 31) - 16 * PAGE
 _LOWEST, _HIGHEST = 1 << 16, 1 << 47
@@ -37,8 +39,8 @@ def footprint(new: Build) -> int:
 
 
 def reach(images: Sequence[Image], size: int = 0) -> tuple[int, int]:
-    """The absolute range [low, high) within which an image of ``size`` bytes must begin, so that 32-bit displacements lead
-    from any place in it to any place in these images and back."""
+    """The absolute range [low, high) within which an image of ``size`` bytes must begin, so that 32-bit displacements
+    lead from any place in it to any place in these images and back."""
     lowest = min(image.base for image in images)
     highest = max(image.base + pages_up(image.build.span) for image in images)
     low = max(highest - _REACH, _LOWEST)

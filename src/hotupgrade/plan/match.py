@@ -72,7 +72,7 @@ class Side:
     @cached_property
     def target(self) -> Indices:
         """Per reference, the row it means: directly, or through a GOT slot that holds a local address; else -1."""
-        references = self.build.references
+        references = self.shapes.references
         row = np.where(references.target_kind == TargetKind.ENTITY, references.entity, -1).astype(np.int64)
         by_slot = np.isin(references.target_kind, (TargetKind.GOT, TargetKind.PLT))
         row[by_slot] = self._slot_rows[references.entity[by_slot]]
@@ -127,7 +127,7 @@ class Side:
         users: dict[int, set[int]] = defaultdict(set)
         known = self.target >= 0
         pairs = np.unique(
-            np.stack([self.target[known], self.build.references.function[known].astype(np.int64)]), axis=1
+            np.stack([self.target[known], self.shapes.references.function[known].astype(np.int64)]), axis=1
         )
         for row, function in pairs.T.tolist():
             users[row].add(function)
@@ -280,7 +280,7 @@ class Matcher:
         equal = equal_shapes(self.old.shapes, self.new.shapes, old_rows, new_rows)
         pairs = paired_references(self.old.shapes, self.new.shapes, old_rows[equal], new_rows[equal])
         old_target, new_target = self.old.target[pairs.old], self.new.target[pairs.new]
-        same_place = self.old.build.references.addend[pairs.old] == self.new.build.references.addend[pairs.new]
+        same_place = self.old.shapes.references.addend[pairs.old] == self.new.shapes.references.addend[pairs.new]
         useful = (old_target >= 0) & (new_target >= 0) & same_place
         useful &= (self.new_of[old_target] < 0) & (self.old_of[new_target] < 0)
         votes = np.stack([old_target[useful], new_target[useful]], axis=1).tolist()
@@ -336,7 +336,7 @@ class Matcher:
 
     def _contexts(self, side: Side, function: int, new_of: I32 | None) -> dict[Hashable, int]:
         """Token to the open local row it stands for, where the token occurs only once in the function."""
-        shapes, references = side.shapes, side.build.references
+        shapes, references = side.shapes, side.shapes.references
         first, last = int(shapes.first[function]), int(shapes.last[function])
         code, start = shapes.code(function), int(shapes.start[function])
         names = [self._reference_token(side, index, new_of) for index in range(first, last)]
@@ -356,7 +356,7 @@ class Matcher:
         return {key: row for key, row in seen.items() if key not in repeated}
 
     def _reference_token(self, side: Side, index: int, new_of: I32 | None) -> Hashable:
-        references = side.build.references
+        references = side.shapes.references
         row = int(side.target[index])
         if row >= 0:
             partner = int(new_of[row]) if new_of is not None else (row if self.old_of[row] >= 0 else -1)

@@ -111,8 +111,8 @@ class Linker:
             self._refuse(
                 "out-of-reach",
                 self.new.entities.names[row],
-                f"{self.new.entities.names[row]} lives at {int(self.address[row]):#x}, more than 2 GiB away from the free"
-                f" room at {self.base:#x}: no 32-bit displacement leads there",
+                f"{self.new.entities.names[row]} lives at {int(self.address[row]):#x}, more than 2 GiB away from the"
+                f" free room at {self.base:#x}: no 32-bit displacement leads there",
             )
 
     # -- data -----------------------------------------------------------------------------------------------------
@@ -170,10 +170,10 @@ class Linker:
 
     def bound_data(self, row: int) -> int | None:
         """Where the process at large finds an exported object of this module; None if that is not known."""
+        names = self.new.entities.aliases[row]
         for number, symbol in enumerate(self.new.dynamic_symbols):
-            if symbol.defined and symbol.name in self.new.entities.aliases[row]:
-                if self.targets.rows.of_symbol(number) == row:
-                    return self._bindings.address(symbol.name, symbol.version)
+            if symbol.defined and symbol.name in names and self.targets.rows.of_symbol(number) == row:
+                return self._bindings.address(symbol.name, symbol.version)
         return None
 
     def _loaders_choice(self, symbol: DynamicSymbol, row: int) -> int | None:
@@ -195,8 +195,8 @@ class Linker:
             self._refuse(
                 "unresolved-symbol",
                 name,
-                f"the new build needs {_versioned(name, version)}, which no module in the process defines; upgrade or load"
-                " the library that defines it first",
+                f"the new build needs {_versioned(name, version)}, which no module in the process defines; upgrade or"
+                " load the library that defines it first",
             )
         return bound or 0
 
@@ -219,7 +219,8 @@ class Linker:
             self._refuse(
                 "ifunc-new",
                 name,
-                f"{name} is an IFUNC whose implementation was never chosen in this process; only a restart runs its resolver",
+                f"{name} is an IFUNC whose implementation was never chosen in this process; only a restart runs its"
+                " resolver",
             )
         return stub or 0
 
@@ -247,24 +248,22 @@ class Linker:
 
     def _pair(self, index: int, slot: Slot) -> tuple[int, int]:
         if slot.relocation == Relocation.TLSDESC:
-            return self._descriptor(slot)
+            return self._descriptor(index, slot)
         if slot.symbol and (found := self._loaded_pair(slot)) is not None:
             return found
-        module = self._tls_module(slot)
         if is_whole_block(self.targets, index):
-            return module, 0
+            return self._tls_module(slot), 0
         offset = thread_local_offset(self.targets, slot)
         if offset is None:
-            return module, self._unresolved_tls(slot)
-        return module, self._home_offset(offset, slot) & _MASK64
+            return 0, self._unresolved_tls(slot)
+        return self._tls_module(slot), self._home_offset(offset, slot) & _MASK64
 
     def _loaded_pair(self, slot: Slot) -> tuple[int, int] | None:
         """The same symbol's pair in image 0: the loader knows best."""
         module = self._bindings.slot(Relocation.DTPMOD64, slot.symbol, slot.version)
         if module is None:
             return None
-        first, second = self._bindings.word_at(module.vaddr), self._bindings.word_at(module.vaddr + 8)
-        return None if first is None or second is None else (first, second)
+        return self._bindings.word_at(module.vaddr), self._bindings.word_at(module.vaddr + 8)
 
     def _tls_module(self, slot: Slot) -> int:
         for loaded in self._bindings.slots(Relocation.DTPMOD64):
@@ -294,13 +293,15 @@ class Linker:
             return 0
         return self._scene.tls_block + self._home_offset(offset, slot)
 
-    def _descriptor(self, slot: Slot) -> tuple[int, int]:
+    def _descriptor(self, index: int, slot: Slot) -> tuple[int, int]:
         """Takes over a TLS descriptor that the loader has filled in, or derives one from it."""
         offset = thread_local_offset(self.targets, slot)
         home = None if offset is None else self._home_offset(offset, slot)
+        if is_whole_block(self.targets, index):
+            home = 0
         for loaded in self._bindings.slots(Relocation.TLSDESC):
             entry, argument = self._bindings.word_at(loaded.vaddr), self._bindings.word_at(loaded.vaddr + 8)
-            if entry is None or argument is None or self._bindings.in_stubs(entry):
+            if self._bindings.in_stubs(entry):
                 continue
             if slot.symbol and (loaded.symbol, loaded.addend) == (slot.symbol, slot.addend):
                 return entry, argument
@@ -319,7 +320,7 @@ class Linker:
             self._refuse(
                 "tls-layout",
                 slot.symbol or f"{offset:#x}",
-                f"the thread-local at offset {offset:#x} of the new build has no name",
+                f"the new build's thread-local at offset {offset:#x} has no name",
             )
             return offset
         return int(self.address[row]) + addend
@@ -329,7 +330,7 @@ class Linker:
         self._refuse(
             "unresolved-symbol",
             name,
-            f"the new build uses the thread-local {name} of another module in a way in which the running build does not",
+            f"the new build uses the thread-local {name} of another module in a way the running build does not",
         )
         return 0
 
@@ -349,7 +350,7 @@ class Linker:
             )
 
     def _bind_new_copies(self) -> Flags:
-        """A new COPY relocation: the program wants another module's variable in its own .bss, but it lives there already."""
+        """A new COPY relocation: the program wants another module's variable in its own .bss, where it is not."""
         copied = np.zeros(len(self.new.entities), dtype=np.bool_)
         targets = self.targets
         for index in np.flatnonzero(targets.type == Relocation.COPY).tolist():

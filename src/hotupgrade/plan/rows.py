@@ -29,7 +29,7 @@ class Rows:
         self._tls = _Intervals(np.flatnonzero(self._tls_flags), entities.address, entities.size)
 
     def at(self, vaddrs: npt.ArrayLike) -> tuple[I32, I64]:
-        """Rows (never thread-locals) and distances from their starts; one past an end counts if nothing else is there."""
+        """Rows (never thread-locals) and distances from their starts; one past an end counts if nothing is there."""
         return self._plain.find(np.asarray(vaddrs, dtype=np.int64))
 
     def one_at(self, vaddr: int) -> tuple[int, int]:
@@ -94,12 +94,15 @@ class _Intervals:
 
     @cached_property
     def _starts(self) -> list[int]:
-        return self._start.tolist()
+        starts: list[int] = self._start.tolist()
+        return starts
 
     @cached_property
     def _ends(self) -> list[int]:
-        return self._end.tolist()
+        ends: list[int] = self._end.tolist()
+        return ends
 
     @cached_property
     def _rows(self) -> list[int]:
-        return self._row.tolist()
+        rows: list[int] = self._row.tolist()
+        return rows

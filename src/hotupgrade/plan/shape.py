@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Flags, Form, Kind
+from hotupgrade.binary.model import I32, Flags, Form, Kind, References
 
 Indices = npt.NDArray[np.int64]
 
@@ -19,6 +19,7 @@ class Shapes:
 
     build: Build
     references: References
+    access: I32
     masked: bytes  # the executable part of the image, reference fields zeroed
     origin: int  # vaddr of masked[0]
     start: Indices  # vaddr of each row
@@ -36,10 +37,11 @@ def shapes_of(build: Build, thread_locals: bool = True) -> Shapes:
 
     They must not when the other build has no records of them.
     """
-    references, entities = build.references, build.entities
+    references, access, entities = build.references, build.access, build.entities
     if not thread_locals:
-        # Those that lie last keep all other indices valid: none lies between.
-        references = _without(references, Form.DTPOFF)
+        keep = references.form != Form.DTPOFF
+        references = References(**{f.name: getattr(references, f.name)[keep] for f in fields(References)})
+        access = access[keep]
     start = entities.address.astype(np.int64)
     extent = build.extent.astype(np.int64)
     function = entities.kind == Kind.FUNCTION
@@ -54,7 +56,9 @@ def shapes_of(build: Build, thread_locals: bool = True) -> Shapes:
     first = np.searchsorted(references.position, entities.address)
     last = np.searchsorted(references.position, entities.address + extent.astype(np.uint64))
     last = np.where(function, last, first)
-    return Shapes(build, references, code.tobytes(), low, start, extent, first.astype(np.int64), last.astype(np.int64))
+    return Shapes(
+        build, references, access, code.tobytes(), low, start, extent, first.astype(np.int64), last.astype(np.int64)
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def equal_shapes(old: Shapes, new: Shapes, old_rows: Indices, new_rows: Indices)
         equal[i] = old.code(int(old_rows[i])) == new.code(int(new_rows[i]))
     at = np.flatnonzero(equal)
     pairs = paired_references(old, new, old_rows[at], new_rows[at])
-    theirs, ours = old.build.references, new.build.references
+    theirs, ours = old.references, new.references
     wrong = theirs.form[pairs.old] != ours.form[pairs.new]
     old_offset = theirs.position[pairs.old].astype(np.int64) - old.start[old_rows[at]][pairs.pair]
     new_offset = ours.position[pairs.new].astype(np.int64) - new.start[new_rows[at]][pairs.pair]

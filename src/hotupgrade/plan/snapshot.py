@@ -8,7 +8,7 @@ _PAGE = 4096
 
 
 class Snapshot:
-    """Answers from memory what was asked before; the process is assumed not to change its code and constants meanwhile."""
+    """Answers from memory what was asked before; code and constants are assumed not to change meanwhile."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene

@@ -64,8 +64,11 @@ def is_pair(slot: Slot) -> bool:
 
 
 def thread_local_offset(targets: Targets, slot: Slot) -> int | None:
-    """The TLS offset in this build's block that a slot (or pair of slots) names; None: it names a variable of another
-    module, or nothing thread-local.  0 may also mean the block itself: see :func:`hotupgrade.plan.tls.is_whole_block`."""
+    """The TLS offset in this build's block that a slot (or pair of slots) names.
+
+    None: it names a variable of another module, or nothing thread-local.  0 may also mean the block itself: see
+    :func:`hotupgrade.plan.tls.is_whole_block`.
+    """
     if slot.relocation not in THREAD_LOCAL:
         return None
     if slot.symbol:

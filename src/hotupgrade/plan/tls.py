@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Kind, Slot, TargetKind
+from hotupgrade.binary.model import Flags, Form, Kind, Slot, TargetKind
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.plan.homes import NEW, Homes
 from hotupgrade.plan.model import TlsRequest
 from hotupgrade.plan.targets import Targets, thread_local_offset
-
 
 _DATA16 = b"\x66"
 
@@ -71,18 +70,35 @@ def row_of_slot(targets: Targets, slot: Slot) -> int:
 def is_whole_block(targets: Targets, slot: int) -> bool:
     """Whether a slot serves local-dynamic access: it names the module's block rather than a variable.
 
-    The slot of the variable at the very start of the block looks the same, but the ABI prescribes the code around it:
-    general-dynamic access pads its ``lea`` with a prefix, so that linkers can replace it.
+    The slot of the variable at the very start of the block looks the same; the code around its uses tells.
     """
-    new, references = targets.build, targets.build.references
+    new = targets.build
     pair = new.slots[slot]
-    if pair.relocation != Relocation.DTPMOD64 or pair.symbol or targets.within(pair.vaddr + 8, pair.vaddr + 16):
+    if pair.symbol:
         return False
-    if int.from_bytes(new.read(pair.vaddr + 8, 8), "little"):
+    if pair.relocation == Relocation.TLSDESC:
+        return pair.addend == 0 and _has_offsets_added(new, slot)
+    if pair.relocation != Relocation.DTPMOD64 or targets.within(pair.vaddr + 8, pair.vaddr + 16):
         return False
-    uses = (references.entity == slot) & (references.target_kind == TargetKind.GOT)
-    positions = references.position[uses].tolist()
-    return not any(new.read(position - 4, 1) == _DATA16 for position in positions)
+    # The ABI has general-dynamic access pad its lea with a prefix, so that linkers can replace it.
+    return new.read(pair.vaddr + 8, 8) == bytes(8) and not any(
+        new.read(position - 4, 1) == _DATA16 for position in new.references.position[_uses(new, slot)].tolist()
+    )
+
+
+def _has_offsets_added(new: Build, slot: int) -> bool:
+    """Whether functions that use a slot also add offsets within the block; not known without records, so: yes."""
+    references = new.references
+    if not new.has_relocation_records:
+        return True
+    offsets = references.function[references.form == Form.DTPOFF]
+    return bool(np.isin(references.function[_uses(new, slot)], offsets).any())
+
+
+def _uses(new: Build, slot: int) -> Flags:
+    references = new.references
+    uses: Flags = (references.entity == slot) & (references.target_kind == TargetKind.GOT)
+    return uses
 
 
 def _alignment(new: Build, offset: int) -> int:

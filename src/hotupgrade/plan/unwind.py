@@ -1,8 +1,8 @@
 """The part of a build's unwind tables that concerns some of its functions.
 
-``.eh_frame`` is cut down to the entries of these functions and written where the whole one stood in the file; all pointers
-in it are relative to their own place and are made anew.  What entries point to (personality routines, language-specific
-data, type information) is reported, so that it can be made present.
+``.eh_frame`` is cut down to the entries of these functions and written where the whole one stood in the file; all
+pointers in it are relative to their own place and are made anew.  What entries point to (personality routines,
+language-specific data, type information) is reported, so that it can be made present.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ class _LanguageData:
             position = behind + step
 
     def _types(self, base: int, encoding: int, filters: set[int]) -> int:
-        """The types that the filters name; exception specifications (negative filters) are lists of types behind them."""
+        """The types that the filters name; a negative filter is an exception specification, a list of types."""
         numbers = {number for number in filters if number > 0}
         end = base
         for specification in (number for number in filters if number < 0):

@@ -127,8 +127,11 @@ class Agent:
                 words[processor // 64] |= 1 << processor % 64
         self.process.write(self.field_address("cpus"), b"".join(word.to_bytes(8, "little") for word in words))
 
-    def write_operations(self, operations: Sequence[Operation]) -> int:
-        """Put a list of operations into the agent's page; returns the serial number that will mark its end."""
+    def write_operations(self, operations: Sequence[Operation], *, idle: bool = True) -> int:
+        """Put a list of operations into the agent's page; returns the serial number that will mark its end.
+
+        ``idle``: first wait until no thread is in the agent.
+        """
         table = (abi.Op * len(operations))()
         for row, operation in zip(table, operations, strict=True):
             row.kind, row.number, row.fatal = operation.kind, operation.number, operation.fatal
@@ -136,26 +139,9 @@ class Agent:
                 row.args[index] = argument & 0xFFFFFFFFFFFFFFFF
         if ctypes.sizeof(table) > self._room:
             raise HotUpgradeError(f"{len(operations)} operations do not fit into the agent's page")
-        self._wait_idle()
+        if idle:
+            self._wait_idle()
         serial = self.get("serial") + 1
-        table = (abi.Op * len(operations))()
-        for row, operation in zip(table, operations, strict=True):
-            row.kind, row.number, row.fatal = operation.kind, operation.number, operation.fatal
-            for index, argument in enumerate(operation.arguments):
-                row.args[index] = argument & 0xFFFFFFFFFFFFFFFF
-        if ctypes.sizeof(table) > self._room:
-            raise HotUpgradeError(f"{len(operations)} operations do not fit into the agent's page")
-        serial = self.get("serial")
-        if self._abandoned or self.get("done") != serial or self.get("inside"):
-            self.abandon()
-            raise NotNow(
-                Reason(
-                    "unfinished",
-                    str(self.process.pid),
-                    f"process {self.process.pid}: a thread of it has not ended what it was given before (is it stopped by a signal?)",
-                )
-            )
-        serial += 1
         self.process.write(self._table, bytes(table))
         self.set(ops=self._table, op_count=len(operations), serial=serial, xsave_size=native.xsave_size())
         return serial
@@ -207,8 +193,12 @@ class Agent:
         table = (abi.Op * count).from_buffer_copy(self.process.read(self._table, count * ctypes.sizeof(abi.Op)))
         return [ctypes.c_int64(row.result).value for row in table]
 
-    def run(self, operations: Sequence[Operation], *, only_main: bool = False, timeout: float = 5.0) -> list[int]:
+    def run(
+        self, operations: Sequence[Operation], *, only_main: bool = False, timeout: float = 5.0, idle: bool = True
+    ) -> list[int]:
         """Have the operations made by one sleeping thread, whose system call then goes on.
+
+        ``only_main``: by the main thread.  ``idle=False``: although others may be parked in the agent.
 
         Raises:
             NotNow: no thread could be used within the time limit.
@@ -222,7 +212,7 @@ class Agent:
                 "that can be interrupted without a trace; try again",
             )
         )
-        serial = self.write_operations(operations)
+        serial = self.write_operations(operations, idle=idle)
         while time.monotonic() < limit:
             for thread in leaders(self.process.threads(), self.process.pid, only_main):
                 visits = (abi.Visit * 1)()

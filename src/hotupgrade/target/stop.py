@@ -7,6 +7,7 @@ threads; the last of those to arrive applies the edits.  From the leader's start
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import time
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.target import abi, native
-from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, leaders, refuse_visit
+from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, leaders, refuse_visit, system_call
 from hotupgrade.target.clock import Reading, ticks_per_us
 from hotupgrade.target.process import ThreadState
 from hotupgrade.target.scratch import Scratch
 
 #: How long one attempt may hold sleepers, and busy threads, in seconds; doubled with each attempt up to eightfold.
 SLEEPER_LIMIT, BUSY_LIMIT = 0.25, 0.01
+SYS_FUTEX, FUTEX_WAKE_PRIVATE = 202, 129
 #: How long threads may take to leave the agent after a stop, in seconds.
 SETTLE_LIMIT = 5.0
 #: Room for threads that are born while the others are being parked.
@@ -223,13 +225,24 @@ class Stopper:
         process.write(agent.field_address("stamps"), now.to_bytes(8, "little") + bytes(8 * (len(abi.Stamp) - 1)))
         agent.set(deadline_tsc=int(now + hold * 1e6 * rate), deadline_ns=time.monotonic_ns() + int(hold * 1e9), state=abi.State.STOPPING)
         self._limit = time.monotonic() + hold
-        problem, visited = self._park(busy, leader.tid, table_at)
-        if problem is None:
-            problem = self._lead(leader.tid, table_at, visited)
-        else:
-            agent.set(state=abi.State.ABORTED)
-        self._settle(table_at, visited)
+        try:
+            problem = self._park(busy, leader.tid, table_at) or self._lead(leader.tid, table_at)
+        except NotNow as error:
+            problem = error
+        if problem is not None:
+            self._give_up()
+        self._settle(table_at)
         return problem
+
+    def _give_up(self) -> None:
+        """Let go whoever is parked already, unless the agent itself has decided otherwise."""
+        agent = self.agent
+        if agent.get("state") != abi.State.STOPPING:
+            return
+        agent.set(state=abi.State.ABORTED)
+        wake = system_call(SYS_FUTEX, agent.field_address("state"), FUTEX_WAKE_PRIVATE, 0x7FFFFFFF, fatal=False)
+        with contextlib.suppress(NotNow):  # they have limits of their own
+            agent.run([wake], timeout=0.1, idle=False)
 
     def _write_tables(self, request: StopRequest, states: Sequence[ThreadState], busy: frozenset[int], leader: int) -> None:
         """Everything that the agent reads, but for what changes while threads are being parked."""
@@ -258,12 +271,12 @@ class Stopper:
             stack_count=len(stacks),
         )
 
-    def _park(self, busy: frozenset[int], leader: int, table_at: int) -> tuple[NotNow | None, list[int]]:
+    def _park(self, busy: frozenset[int], leader: int, table_at: int) -> NotNow | None:
         """Send every sleeper to the agent, also those born meanwhile, until none is left that we do not know."""
         agent, process = self.agent, self.agent.process
         known = set(busy) | {leader}
         row_of = {int(row.tid): index for index, row in enumerate(self._table) if row.tid}
-        parked: list[int] = []
+        parked = 0
         while True:
             tids = process.thread_ids()
             fresh = [tid for tid in tids if tid not in known]
@@ -272,7 +285,7 @@ class Stopper:
             if time.monotonic() > self._limit:
                 return NotNow(
                     Reason("thread-late", str(fresh[0]), f"process {process.pid}: thread {fresh[0]} could not be parked in time")
-                ), parked
+                )
             for tid in [t for t in fresh if t not in self._names]:
                 state = process.thread(tid)
                 self._names[tid] = state.name if state else ""
@@ -283,7 +296,7 @@ class Stopper:
             for visit, tid in zip(visits, fresh, strict=True):
                 if tid not in row_of:
                     if self._used == self._rows:
-                        return NotNow(Reason("too-many-threads", str(process.pid), "threads are created faster than they can be parked")), parked
+                        return NotNow(Reason("too-many-threads", str(process.pid), "threads are created faster than they can be parked"))
                     row_of[tid] = self._used
                     self._used += 1
                 visit.tid, visit.thread = tid, table_at + row_of[tid] * ctypes.sizeof(abi.Thread)
@@ -292,7 +305,7 @@ class Stopper:
             for visit in visits:
                 if visit.status == abi.VisitStatus.DONE:
                     known.add(visit.tid)
-                    parked.append(int(visit.tid))
+                    parked += 1
                 elif visit.status == abi.VisitStatus.GONE:
                     state = process.thread(visit.tid)
                     if state is not None and state.state in "ZX" and visit.tid == process.pid:
@@ -305,24 +318,22 @@ class Stopper:
                             known.add(visit.tid)
                             self._absent.append(int(visit.tid))
                     else:
-                        return refuse_visit(process.pid, visit), parked
+                        return refuse_visit(process.pid, visit)
                 elif visit.status != abi.VisitStatus.SIGNALLED:
-                    return refuse_visit(process.pid, visit), parked
-        agent.set(sleepers=len(parked), expected_threads=len(tids))
-        return None, parked
+                    return refuse_visit(process.pid, visit)
+        agent.set(sleepers=parked, expected_threads=len(tids))
+        return None
 
-    def _lead(self, leader: int, table_at: int, visited: list[int]) -> NotNow | None:
+    def _lead(self, leader: int, table_at: int) -> NotNow | None:
         agent = self.agent
         agent.keep_off(self._cores, leader)
-        serial = agent.write_operations([Operation(abi.OpKind.STOP)])
+        serial = agent.write_operations([Operation(abi.OpKind.STOP)], idle=False)
         row = next(index for index, row in enumerate(self._table) if row.tid == leader)
         visits = (abi.Visit * 1)()
         visits[0].tid, visits[0].lead, visits[0].thread = leader, serial, table_at + row * ctypes.sizeof(abi.Thread)
         native.redirect(visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)))
         if visits[0].status != abi.VisitStatus.DONE:
-            agent.set(state=abi.State.ABORTED)
             return refuse_visit(agent.process.pid, visits[0])
-        visited.append(leader)
         agent.wait(serial, max(self._limit - time.monotonic(), 0) + 2.0)
         if agent.get("state") == abi.State.COMMITTED:
             return None
@@ -356,7 +367,7 @@ class Stopper:
         name = next((f.name for f in ranges[max(index, 0) :: -1] if f.low < address < f.high), f"{address:#x}") if ranges else "?"
         return f"process {self.agent.process.pid}: {thread} is inside {name}, which is to be replaced"
 
-    def _settle(self, table_at: int, visited: Sequence[int]) -> None:
+    def _settle(self, table_at: int) -> None:
         """Wait until every thread that was in this stop has left the agent: only then may its tables go."""
         agent, process = self.agent, self.agent.process
         limit = time.monotonic() + SETTLE_LIMIT

@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import traceback
@@ -36,7 +38,9 @@ RTLD_NOW, RTLD_LAZY, RTLD_GLOBAL = 2, 1, 0x100
 
 _PROT_NONE, _PROT_READ, _PROT_WRITE, _PROT_EXEC = 0, 1, 2, 4
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_FIXED, _MAP_FIXED_NOREPLACE = 2, 0x20, 0x10, 0x100000
-_RTLD_DI_LINKMAP, _RTLD_DI_TLS_MODID, _RTLD_DI_TLS_DATA = 2, 9, 10
+_RTLD_DI_LINKMAP, _RTLD_DI_TLS_MODID = 2, 9
+
+_TPOFF64 = 18
 
 HELPER = """
 #include <stdint.h>
@@ -166,17 +170,13 @@ class World:
 
     @property
     def tls_block(self) -> int | None:
-        """Only if the module asks for static thread-local storage: others' blocks lie anywhere."""
-        if not self.static_tls:
-            return None
-        block = ctypes.c_void_p()
-        self.c.dlinfo(self.handle, _RTLD_DI_TLS_DATA, ctypes.byref(block))
-        return (block.value or 0) - self.helper.thread_pointer()
-
-    @functools.cached_property
-    def static_tls(self) -> bool:
-        text = subprocess.run(["readelf", "-Wd", str(self.library)], capture_output=True, text=True, check=True).stdout
-        return "STATIC_TLS" in text
+        """Known where an initial-exec slot of a local variable tells it; other modules' blocks lie anywhere."""
+        image = self.images[0]
+        for slot in image.build.slots:
+            if slot.relocation == _TPOFF64 and not slot.symbol:
+                offset: int = struct.unpack("<q", self.read(image.base + slot.vaddr, 8))[0]
+                return offset - slot.addend
+        return None
 
     @functools.cached_property
     def helper(self) -> ctypes.CDLL:
@@ -272,8 +272,7 @@ class World:
         if plan.image is not None:
             self.place(plan.image)
             self.images.append(plan.placed)
-        for edit in plan.edits:
-            self.edit(edit)
+        self.edit(plan.edits)
         self.current = next(index for index, image in enumerate(self.images) if image is plan.placed)
         for constructor in plan.constructors:
             self.call_at(constructor.address, result=None)
@@ -293,24 +292,34 @@ class World:
             register = unwinder["__register_frame_info"]
             register(ctypes.c_void_p(image.eh_frame), self.kept[-1])
 
-    def edit(self, edit: Edit) -> None:
-        assert edit.address % 8 == 0
-        assert len(edit.old) == len(edit.new)
-        assert len(edit.new) % 8 == 0
-        assert self.read(edit.address, len(edit.old)) == edit.old
-        first = edit.address // PAGE * PAGE
-        size = -(-(edit.address + len(edit.new)) // PAGE) * PAGE - first
-        before = self._protections(first, size)
-        self.c.mprotect(first, size, _PROT_READ | _PROT_WRITE | _PROT_EXEC)
-        ctypes.memmove(edit.address, edit.new, len(edit.new))
-        for address, prot in before:
-            self.c.mprotect(address, PAGE, prot)
+    def edit(self, edits: Sequence[Edit]) -> None:
+        for edit in edits:
+            assert edit.address % 8 == 0
+            assert len(edit.old) == len(edit.new)
+            assert len(edit.new) % 8 == 0
+            assert edit.old != edit.new
+            assert self.read(edit.address, len(edit.old)) == edit.old
+        assert all(one.address + len(one.new) <= two.address for one, two in itertools.pairwise(edits))
+        self.write([(edit.address, edit.new) for edit in edits])
 
-    def _protections(self, first: int, size: int) -> list[tuple[int, int]]:
-        found = []
+    def write(self, changes: Sequence[tuple[int, bytes]]) -> None:
+        """Writes to memory of any protection."""
+        pages = {
+            page for address, content in changes for page in (address // PAGE, (address + len(content) - 1) // PAGE)
+        }
+        protections = self._protections(pages)
+        for page in pages:
+            self.c.mprotect(page * PAGE, PAGE, _PROT_READ | _PROT_WRITE | _PROT_EXEC)
+        for address, content in changes:
+            ctypes.memmove(address, content, len(content))
+        for page in pages:
+            self.c.mprotect(page * PAGE, PAGE, protections[page])
+
+    def _protections(self, pages: set[int]) -> dict[int, int]:
+        found = {}
         for low, high, flags in self.maps():
             prot = sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in flags)
-            found += [(page, prot) for page in range(max(low, first), min(high, first + size), PAGE)]
+            found.update((page, prot) for page in pages if low <= page * PAGE < high)
         return found
 
     def free_base(self, size: int) -> int:

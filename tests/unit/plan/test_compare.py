@@ -404,3 +404,21 @@ def test_what_is_caught_belongs_to_the_meaning(compiler: Compiler) -> None:
     assert changed(compare(new, old)) == {"catcher"}
     padded = {"pad.cc": 'extern "C" int pad(int x) { return x * 55; }', "module.cc": CATCHES.format("first")}
     assert changed(compare(old, compiler.build(padded))) == set()
+
+
+def test_only_one_of_both_has_records(compiler: Compiler) -> None:
+    """Thread-local offsets are then compared as the numbers they are."""
+    text = "int t(int x) { static __thread int a, b; return a += x + b++; } int u(int x) { return x; }"
+    flags = ("-ftls-model=local-dynamic",)
+    plain, recorded = compiler.build(text, *flags), compiler.build(text, *flags, "-Wl,--emit-relocs")
+    for old, new in ((plain, recorded), (recorded, plain)):
+        comparison = compare(old, new)
+        assert changed(comparison) == set()
+        assert comparison.tls_equal
+
+
+def test_labels_of_the_assembler_are_no_names(compiler: Compiler) -> None:
+    """With --emit-relocs the linker keeps .LC0 and its like."""
+    plain, recorded = compiler.build(EVERYTHING), compiler.build(EVERYTHING, "-Wl,--emit-relocs")
+    assert plain.entities.names == recorded.entities.names
+    assert quiet(compare(plain, recorded))

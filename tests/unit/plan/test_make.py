@@ -13,7 +13,7 @@ from hotupgrade.plan.make import footprint, make_plan, reach
 from hotupgrade.plan.model import EditKind, Image
 from hotupgrade.plan.options import PlanOptions
 
-from .inprocess import RTLD_GLOBAL, RTLD_LAZY, RTLD_NOW, World, compile_library, in_child, memory_of
+from unit.plan.inprocess import RTLD_GLOBAL, RTLD_LAZY, RTLD_NOW, World, compile_library, in_child, memory_of
 
 WHOLE = PlanOptions(whole=True)
 
@@ -95,7 +95,7 @@ SINK_2 = (
     .replace("x * 7", "x * 8")
     .replace("1.5", "2.5")
     + "static int fresh = 41;\nint *newest(void) { return &fresh; }\nint next(void) { return ++*newest(); }\n"
-    + "struct shape extra = { \"extra\", square };\nstruct shape *get_extra(void) { return &extra; }\n"
+    + 'struct shape extra = { "extra", square };\nstruct shape *get_extra(void) { return &extra; }\n'
 )
 
 
@@ -481,8 +481,10 @@ def test_a_new_constructor_is_called_and_old_ones_are_not(tmp_path: Path) -> Non
     __attribute__((constructor)) static void start(void) { started++; }
     int run(void) { return started * 100 + later; }
     """
-    new = source.replace("started++", "started += 5").replace("int run", "__attribute__((constructor)) static void more(void) { later++; }\nint run").replace(
-        "100", "1000"
+    new = (
+        source.replace("started++", "started += 5")
+        .replace("int run", "__attribute__((constructor)) static void more(void) { later++; }\nint run")
+        .replace("100", "1000")
     )
     world = World(tmp_path, compile_library(tmp_path, source))
     plan = world.upgrade(compile_library(tmp_path, new))
@@ -570,9 +572,7 @@ def _slot_holding(world: World, value: int, library: str) -> int:
 def test_foreign_changes_of_an_entry_are_refused(tmp_path: Path) -> None:
     world = World(tmp_path, compile_library(tmp_path, SINK_1))
     entry = world.address("compute")
-    page = entry // 4096 * 4096
-    world.c.mprotect(page, 8192, 7)
-    ctypes.memmove(entry, b"\xcc", 1)
+    world.write([(entry, b"\xcc")])
     with pytest.raises(Refused) as refusal:
         world.plan(compile_library(tmp_path, SINK_2))
     assert [(reason.code, reason.subject) for reason in refusal.value.reasons] == [("foreign-edit", "compute")]

@@ -1,0 +1,88 @@
+"""Everything that can be known of an upgrade without the process: the basis of verdict and plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import Flags, TargetKind
+from hotupgrade.plan import tls
+from hotupgrade.plan.homes import Homes, find_homes
+from hotupgrade.plan.model import Comparison, Image
+from hotupgrade.plan.options import PlanOptions
+from hotupgrade.plan.rows import Rows
+from hotupgrade.plan.select import Intact, Selection, rows_named, select
+from hotupgrade.plan.targets import Targets
+
+
+@dataclass(frozen=True)
+class Case:
+    images: tuple[Image, ...]
+    current: int
+    new: Build
+    comparisons: tuple[Comparison, ...]
+    options: PlanOptions
+    targets: Targets
+    homes: Homes
+    selection: Selection
+
+    @property
+    def running(self) -> Comparison:
+        """The new build against the one that runs."""
+        return self.comparisons[self.current]
+
+    @property
+    def nothing_changes(self) -> bool:
+        return self.images[self.current].build.build_id == self.new.build_id
+
+    def name(self, row: int) -> str:
+        return self.new.entities.names[row]
+
+    def described(self, row: int) -> str:
+        """The name of an object, with the source file of a local one."""
+        file = self.new.entities.files[row]
+        return f"{self.name(row)} ({file})" if file else self.name(row)
+
+    @cached_property
+    def used(self) -> Flags:
+        """Rows of data and thread-locals that the new image uses."""
+        every, index = self.selection.every, self.selection.references
+        flags = self.selection.data.copy()
+        named = index[every.target_kind[index] == TargetKind.ENTITY]
+        flags[rows_named(every)[named]] = True
+        for slot in self.selection.slots:
+            relocation = self.targets.of_slot(self.new.slots[slot])
+            if relocation is not None and self.targets.row[relocation] >= 0:
+                flags[self.targets.row[relocation]] = True
+            if (row := tls.row_of_slot(self.targets, self.new.slots[slot])) >= 0:
+                flags[row] = True
+        return flags
+
+    def users(self, row: int) -> list[int]:
+        """All functions of the new build that use a row, directly or through a slot."""
+        every = self.selection.every
+        uses = (every.target_kind == TargetKind.ENTITY) & (every.entity == row)
+        words = self.targets.vaddr[self.targets.row == row].tolist()
+        slots = [index for vaddr in words if (index := self.new.slot_at(vaddr)) is not None]
+        slots += [index for index, slot in enumerate(self.new.slots) if tls.row_of_slot(self.targets, slot) == row]
+        uses |= (every.target_kind == TargetKind.GOT) & np.isin(every.entity, slots)
+        return [user for user in np.unique(every.function[uses]).tolist() if user >= 0]
+
+
+def open_case(
+    images: Sequence[Image],
+    current: int,
+    new: Build,
+    comparisons: Sequence[Comparison],
+    options: PlanOptions,
+    intact: Intact | None = None,
+) -> Case:
+    """``intact``: see :func:`hotupgrade.plan.select.needed_functions`."""
+    targets = Targets(new, Rows(new))
+    homes = find_homes(images, current, new, comparisons)
+    selection = select(images, current, targets, comparisons, homes, options, intact)
+    return Case(tuple(images), current, new, tuple(comparisons), options, targets, homes, selection)

@@ -1,0 +1,277 @@
+"""Every reason why a new build cannot take over, by stable code and with the culprit's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import iced_x86
+import numpy as np
+
+from hotupgrade.binary.build import Build
+from hotupgrade.binary.model import Form, Kind, TargetKind
+from hotupgrade.binary.relocations import Relocation
+from hotupgrade.errors import Reason
+from hotupgrade.plan import tls
+from hotupgrade.plan.case import Case
+from hotupgrade.plan.copies import unclear_code
+from hotupgrade.plan.edits import entries_without_room
+from hotupgrade.plan.homes import NEW, Rehomed
+from hotupgrade.plan.select import DATA, rows_named
+
+_LISTED = 4  # names that a message lists before it says "and N more"
+_STT_GNU_IFUNC = 10
+_THREAD_POINTER = (int(iced_x86.Register.FS), int(iced_x86.Register.NONE))
+
+
+def refusals(case: Case) -> list[Reason]:
+    checks = (
+        _text_relocations,
+        _unclear_code,
+        _inseparable,
+        _unproven,
+        _resized,
+        _rehomed,
+        _thread_locals,
+        _short_functions,
+        _boundaries,
+        _outside,
+        _labels_in_variables,
+        _new_ifuncs,
+    )
+    found: dict[tuple[str, str], Reason] = {}
+    for check in checks:
+        for reason in check(case):
+            found.setdefault((reason.code, reason.subject), reason)
+    return list(found.values())
+
+
+# Code
+
+
+def _text_relocations(case: Case) -> Iterator[Reason]:
+    for build in (case.images[0].build, case.new):
+        if build.text_relocations:
+            text = f"{build.label} has relocations in its code; build it as position-independent code"
+            yield Reason("text-relocations", build.label, text)
+
+
+def _unclear_code(case: Case) -> Iterator[Reason]:
+    every = case.selection.every
+    for row in np.flatnonzero(unclear_code(case.new) & case.selection.needed).tolist():
+        name = case.name(row)
+        if row in case.new.undecodable:
+            text = (
+                f"{name} must run from the new build but holds bytes that are no instruction: nobody knows what it uses"
+            )
+            yield Reason("undecodable", name, text)
+            continue
+        unknown = every.target[(every.function == row) & (every.target_kind == TargetKind.UNKNOWN)]
+        places = ", ".join(f"{vaddr:#x}" for vaddr in unknown[:_LISTED].tolist())
+        text = (
+            f"{name} must run from the new build but refers to {places}, where the symbol table knows nothing; do not"
+            " strip local symbols from the new build"
+        )
+        yield Reason("unknown-reference", name, text)
+
+
+def _inseparable(case: Case) -> Iterator[Reason]:
+    """Jumps into the middle of a function that stays where it is, and jumps too short to lead there."""
+    every, index = case.selection.every, case.selection.references
+    entity = rows_named(every)[index]
+    apart = (every.target_kind[index] == TargetKind.ENTITY) & ~case.selection.functions[entity]
+    apart &= case.new.entities.kind[entity] == Kind.FUNCTION
+    apart &= (every.addend[index] != 0) | (every.form[index] == Form.SHORT)
+    for place in index[apart].tolist():
+        user, target = case.name(int(every.function[place])), case.name(int(every.entity[place]))
+        text = f"{user} leads into {target} in a way that needs both in one image, but {target} cannot be placed"
+        yield Reason("jump-into-function", target, text)
+
+
+def _short_functions(case: Case) -> Iterator[Reason]:
+    for index, row in entries_without_room(case.images, case.new, case.comparisons):
+        build = case.images[index].build
+        name = build.entities.names[row]
+        text = (
+            f"{name} changed, but the running copy has {int(build.extent[row])} bytes and no padding behind them: no"
+            " room for the jump to the new one"
+        )
+        yield Reason("short-function", name, text)
+
+
+def _new_ifuncs(case: Case) -> Iterator[Reason]:
+    """Resolvers run at start only."""
+    targets = case.targets
+    for index in case.selection.slots:
+        word = targets.of_slot(case.new.slots[index])
+        if word is None or targets.row[word] < 0 or case.homes.owner[targets.row[word]] != NEW:
+            continue
+        named = targets.number[word] and case.new.dynamic_symbols[int(targets.number[word])].type == _STT_GNU_IFUNC
+        if named or case.new.slots[index].relocation == Relocation.IRELATIVE:
+            name = case.name(int(targets.row[word]))
+            yield Reason("ifunc-new", name, f"{name} is a new IFUNC; only a restart runs its resolver")
+
+
+# State
+
+
+def _unproven(case: Case) -> Iterator[Reason]:
+    for row in np.flatnonzero(case.used & case.homes.unproven).tolist():
+        text = (
+            f"{case.described(row)} holds state, and it cannot be told which variable of the running build it is (used"
+            f" by {_users(case, row)}); debug information of both builds may help"
+        )
+        yield Reason("ambiguous-static", case.name(row), text)
+
+
+def _resized(case: Case) -> Iterator[Reason]:
+    """Variables keep their place, and with it their size."""
+    for index, comparison in enumerate(case.comparisons):
+        if case.images[index].build.build_id == case.new.build_id:
+            continue
+        for old_row, row in comparison.resized:
+            kept = int(case.homes.owner[row]) == index
+            variable = int(case.new.entities.kind[row]) in (Kind.OBJECT, Kind.TLS)
+            if not (kept and variable and (case.used[row] or case.new.entities.exported[row])):
+                continue
+            before, after = int(comparison.old.entities.size[old_row]), int(case.new.entities.size[row])
+            text = (
+                f"{case.described(row)} holds state and changed from {before} to {after} bytes (used by"
+                f" {_users(case, row)}); a running process cannot give it another layout"
+            )
+            yield Reason("object-resized", case.name(row), text)
+
+
+def _rehomed(case: Case) -> Iterator[Reason]:
+    """A constant gets a new home only if nothing goes on using the old one."""
+    for entry in case.homes.rehomed:
+        stale = _stale_users(case, entry)
+        if not stale:
+            continue
+        before = int(case.images[entry.image].build.entities.size[entry.partner])
+        after = int(case.new.entities.size[entry.row])
+        how = f"changed from {before} to {after} bytes" if before != after else "is no longer constant"
+        text = f"{case.described(entry.row)} {how}, and {_listing(stale)} would go on using the old one"
+        yield Reason("object-resized", case.name(entry.row), text)
+
+
+def _stale_users(case: Case, entry: Rehomed) -> list[str]:
+    """Who keeps the old address of a constant that moves: code that stays, variables, other modules."""
+    users = [case.name(row) for row in case.users(entry.row) if not case.selection.functions[row]]
+    holders = case.targets.container[case.targets.row == entry.row]
+    holders = holders[holders >= 0]
+    variables = (case.new.entities.kind[holders] == Kind.OBJECT) & (case.homes.owner[holders] != NEW)
+    users += [case.name(row) for row in holders[variables].tolist()]
+    if case.new.entities.exported[entry.row]:
+        users.append("other modules")
+    return users
+
+
+def _labels_in_variables(case: Case) -> Iterator[Reason]:
+    """A variable that holds addresses of labels inside a function goes on pointing into the old code."""
+    targets, kinds = case.targets, case.new.entities.kind
+    known = targets.by_address & (targets.row >= 0) & (targets.container >= 0) & (targets.addend != 0)
+    for word in np.flatnonzero(known).tolist():
+        function, holder = int(targets.row[word]), int(targets.container[word])
+        if int(kinds[function]) != Kind.FUNCTION or not case.selection.needed[function]:
+            continue
+        if int(kinds[holder]) == Kind.OBJECT and case.homes.owner[holder] != NEW:
+            text = (
+                f"the variable {case.described(holder)} holds addresses inside {case.name(function)}, which changed;"
+                " make the table const"
+            )
+            yield Reason("label-in-variable", case.name(holder), text)
+
+
+# Thread-locals
+
+
+def _thread_locals(case: Case) -> Iterator[Reason]:
+    if tls.moved(case.homes, case.new):
+        if not case.new.has_relocation_records:
+            yield from _local_dynamic(case)
+        yield from _local_exec(case)
+    elif _block_size(case.images[0].build) != _block_size(case.new):
+        yield from _local_exec(case)  # it counts from the end of the block
+
+
+def _local_dynamic(case: Case) -> Iterator[Reason]:
+    """Local-dynamic code adds offsets that only relocation records tell."""
+    every, index = case.selection.every, case.selection.references
+    blocks = [slot for slot in case.selection.slots if tls.is_whole_block(case.targets, slot)]
+    uses = (every.target_kind[index] == TargetKind.GOT) & np.isin(every.entity[index], blocks)
+    users = [case.name(row) for row in np.unique(every.function[index[uses]]).tolist()]
+    if users:
+        text = (
+            f"thread-local variables have other offsets in the new build, and {_listing(users)} count on them; link the"
+            " new build with -Wl,--emit-relocs"
+        )
+        yield Reason("tls-layout", users[0], text)
+
+
+def _local_exec(case: Case) -> Iterator[Reason]:
+    if not case.new.executable:
+        return
+    functions = np.flatnonzero(case.selection.functions).tolist()
+    users = [case.name(row) for row in functions if _counts_from_thread_pointer(case.new, row)]
+    if users:
+        text = (
+            f"thread-local variables of the program have other places in the new build, and {_listing(users)} have"
+            " these places in their code"
+        )
+        yield Reason("tls-layout", users[0], text)
+
+
+def _counts_from_thread_pointer(build: Build, row: int) -> bool:
+    """Local-exec access: a negative offset from the thread pointer, or the thread pointer taken as an address."""
+    entry = int(build.entities.address[row])
+    code = build.read(entry, int(build.extent[row]))
+    if b"\x64" not in code:
+        return False
+    return any(
+        not instruction.memory_displacement or instruction.memory_displacement >> 31
+        for instruction in iced_x86.Decoder(64, code, ip=entry)
+        if (int(instruction.memory_segment), int(instruction.memory_base)) == _THREAD_POINTER
+    )
+
+
+def _block_size(build: Build) -> int:
+    if build.tls is None:
+        return 0
+    alignment = max(build.tls.alignment, 1)
+    return -(-build.tls.memory_size // alignment) * alignment
+
+
+# Addresses
+
+
+def _boundaries(case: Case) -> Iterator[Reason]:
+    for unclear in case.selection.unclear:
+        user, ending = case.name(unclear.function), case.name(unclear.ending)
+        text = (
+            f"{user} takes the address {unclear.vaddr:#x}, which may be the end of {ending} or the start of what"
+            " follows; the two will not be neighbours any more, and the code does not tell which is meant"
+        )
+        yield Reason("adjacency", user, text)
+
+
+def _outside(case: Case) -> Iterator[Reason]:
+    """Places before an object, or well behind it: what the linker put there may be elsewhere in the process."""
+    every, index = case.selection.every, case.selection.references
+    entity = rows_named(every)[index]
+    size, addend = case.new.entities.size[entity].astype(np.int64), every.addend[index]
+    outside = (every.target_kind[index] == TargetKind.ENTITY) & np.isin(case.new.entities.kind[entity], DATA)
+    outside &= (size > 0) & ((addend > size) | (addend < 0)) & (case.homes.owner[entity] != NEW)
+    for place in index[outside].tolist():
+        user, target = case.name(int(every.function[place])), case.name(int(every.entity[place]))
+        text = f"{user} refers to a place outside of {target} as if it were part of it; what is there may be elsewhere"
+        yield Reason("adjacency", user, text)
+
+
+def _users(case: Case, row: int) -> str:
+    return _listing([case.name(user) for user in case.users(row)]) or "data only"
+
+
+def _listing(names: Sequence[str]) -> str:
+    unique = sorted(set(names))
+    more = f" and {len(unique) - _LISTED} more" if len(unique) > _LISTED else ""
+    return ", ".join(unique[:_LISTED]) + more
