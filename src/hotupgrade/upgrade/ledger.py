@@ -34,6 +34,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     placed: list[int] | None
     owned: list[int]
     tls_offsets: dict[int, int]
+    exports: dict[str, int]  # exported names that have their home here
     pages: int  # bytes that it takes
 
 
@@ -76,6 +77,17 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     def generation(self) -> int:
         """The number of the generation in force; 0 is what the process started with."""
         return self.generations[-1].number if self.generations else 0
+
+    @property
+    def exports(self) -> dict[str, int]:
+        """Exported names that only builds brought in by upgrades have, with their homes."""
+        return {
+            name: address
+            for module in self.modules
+            if module.current
+            for image in module.images
+            for name, address in image.exports.items()
+        }
 
     def module(self, name: str, base: int) -> ModuleRecord | None:
         return next((m for m in self.modules if m.name == name and m.base == base), None)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import msgspec
 
+from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache
+from hotupgrade.binary.model import Kind
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
 from hotupgrade.plan.make import footprint, make_plan, new_thread_locals, reach
-from hotupgrade.plan.model import ImagePlan
+from hotupgrade.plan.model import Comparison, ImagePlan
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.target.agent import Agent, Operation, call, leaders
 from hotupgrade.target.images import Area, map_image, register_frames, touch, unmap_image
@@ -134,11 +136,15 @@ class _Work:
     def plan_all(self) -> None:
         """Plans for all modules."""
         taken: list[tuple[int, int]] = []
+        bases = []
+        newcomers = self._session.ledger.exports
         for candidate in self._candidates:
             size = footprint(candidate.new)
             low, high = reach(candidate.images, size)
-            base = find_room(self._session, candidate, size, low, high + size, taken)
-            scene = LiveScene(self._session.process, self._session.modules, candidate.module)
+            bases.append(find_room(self._session, candidate, size, low, high + size, taken))
+            newcomers |= new_exports(candidate.new, candidate.comparisons[0], bases[-1])
+        for candidate, base in zip(self._candidates, bases, strict=True):
+            scene = LiveScene(self._session.process, self._session.modules, candidate.module, newcomers)
             plan = make_plan(
                 candidate.module.name,
                 candidate.images,
@@ -348,6 +354,12 @@ class _Work:
         )
 
 
+def new_exports(new: Build, first: Comparison, base: int) -> dict[str, int]:
+    """Exported names that the loaded build does not have, where an image at ``base`` has them."""
+    rows = (new.entities.exported & (first.old_of < 0) & (new.entities.kind != Kind.TLS)).nonzero()[0].tolist()
+    return {name: base + int(new.entities.address[row]) for row in rows for name in new.entities.aliases[row]}
+
+
 def active_code(item: Planned) -> list[tuple[int, int, str]]:
     """Where the functions run that a rollback takes away: no thread may stand there then."""
     candidate, plan = item.candidate, item.plan
@@ -380,6 +392,11 @@ def _image_record(candidate: Candidate, item: Planned, index: int, pages: int = 
         placed=None if image.placed is None else sorted(image.placed),
         owned=sorted(image.owned),
         tls_offsets=dict(image.tls_offsets),
+        exports={
+            name: address
+            for name, address in (new_exports(image.build, candidate.comparisons[0], image.base) if index else {}).items()
+            if image.build.by_name.get(name) in image.owned
+        },
         pages=pages,
     )
 

@@ -25,7 +25,7 @@ WORD = st.integers(0, 2**64 - 1)
 
 def image(build_id: str) -> ImageRecord:
     return ImageRecord(
-        build_id=build_id, path="/x", base=4096, start=0, size=0, placed=None, owned=[], tls_offsets={1: -8}, pages=0
+        build_id=build_id, path="/x", base=4096, start=0, size=0, placed=None, owned=[], tls_offsets={1: -8}, exports={"f": 1}, pages=0
     )
 
 
