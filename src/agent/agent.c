@@ -215,9 +215,10 @@ static int blocked(const struct hu_thread *thread)
         give_up(HU_NO_STACK, thread->tid, thread->sp);
         return 1;
     }
+    const uint64_t low = hu_mailbox.watch_low, span = hu_mailbox.watch_high - low;
     for (uint64_t at = (thread->sp + 7) & ~7ull; at + 8 <= top; at += 8) {
         uint64_t word = *(const uint64_t *)at;
-        if (watched(word)) {
+        if (word - low < span && watched(word)) {
             give_up(HU_ACTIVE, thread->tid, word);
             return 1;
         }

@@ -28,7 +28,7 @@ from hotupgrade.binary.model import References
 FORMAT = 1  # raise it whenever the meaning of an entry or the way to find its contents changes
 MAGIC = b"hotupgrade cache\0"
 DIGEST = 32
-MAX_ENTRIES = 64
+MAX_ENTRIES = 1024
 ALLOWED_TYPES = frozenset(("<u8", "<i8", "<i4", "|u1", "|b1"))
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

@@ -22,7 +22,6 @@ from hotupgrade.plan.homes import NEW, Homes
 Indices = npt.NDArray[np.intp]
 
 _FAR = 400  # instructions to follow a pointer
-_NEAR = 64  # bytes: the arguments of one call are set up this close together
 _STEP_BEFORE = 4  # instructions between the step of a loop and its test
 _ARGUMENTS = frozenset((Register.RDI, Register.RSI, Register.RDX, Register.RCX, Register.R8, Register.R9))
 _CLOBBERED = _ARGUMENTS | {Register.RAX, Register.R10, Register.R11}
@@ -132,12 +131,14 @@ class _Follower:
         self._low = int(build.entities.address[row])
         self._high = self._low + int(build.extent[row])
         self._info = iced_x86.InstructionInfoFactory()
-        self._holders: set[int] = set()
+        self._holders: set[int] = set()  # registers with the address in question
+        self._starts: set[int] = set()  # registers with the start of the object that ends there
         self._history: list[Instruction] = []
 
     def follow(self) -> Meaning:
         every = self._build.references
         start = int(every.following[self._index])
+        self._find_starts(int(every.position[self._index]))
         self._holders = {self._destination(int(every.position[self._index]), start)}
         decoder = self._decoder(start)
         for _ in range(_FAR):
@@ -146,6 +147,7 @@ class _Follower:
             instruction = decoder.decode()
             if (meaning := self._use(instruction)) is not None:
                 return meaning
+            self._track_starts(instruction)
             self._history.append(instruction)
             if instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH:
                 decoder = self._decoder(instruction.near_branch_target)
@@ -197,16 +199,28 @@ class _Follower:
     def _passed(self) -> Meaning | None:
         """A call: an object is passed, unless the start of the other object is passed too, as a range."""
         if self._holders & _ARGUMENTS:
-            return Meaning.UNCLEAR if self._start_is_near() else Meaning.START
+            return Meaning.UNCLEAR if self._starts & _ARGUMENTS else Meaning.START
         self._holders -= _CLOBBERED
         return None
 
-    def _start_is_near(self) -> bool:
-        every = self._build.references
-        here = int(every.position[self._index])
-        near = np.abs(every.position.astype(np.int64) - here) < _NEAR
-        near &= (every.target_kind == TargetKind.ENTITY) & (every.entity == self._ending) & (every.form == Form.LEA)
-        return bool(np.any(near))
+    def _find_starts(self, position: int) -> None:
+        """Which registers hold the start of the object when the address is made; branches are not looked at."""
+        for instruction in self._decoder(self._low):
+            if instruction.next_ip > position:
+                return
+            self._track_starts(instruction)
+
+    def _track_starts(self, instruction: Instruction) -> None:
+        written = self._registers(instruction, _WRITES)
+        first = int(self._build.entities.address[self._ending])
+        if instruction.mnemonic == Mnemonic.LEA and instruction.is_ip_rel_memory_operand:
+            starts = instruction.ip_rel_memory_address == first
+        else:
+            copied = instruction.op1_kind == OpKind.REGISTER and _full(instruction.op1_register) in self._starts
+            starts = instruction.mnemonic == Mnemonic.MOV and copied
+        if instruction.flow_control in (FlowControl.CALL, FlowControl.INDIRECT_CALL):
+            written |= _CLOBBERED
+        self._starts = self._starts | written if starts else self._starts - written
 
     def _compared(self, instruction: Instruction) -> Meaning:
         """The test of a loop, or of an identity.  Unnamed data have none."""

@@ -25,7 +25,7 @@ _SUFFIX = re.compile(r"\.\d+$")
 
 @dataclass(frozen=True)
 class Rehomed:
-    """A constant that has a partner but cannot keep its home: another size, or it became writable."""
+    """A constant that has a partner but cannot keep its home: it has another size, or is of another kind now."""
 
     row: int
     image: int
@@ -65,10 +65,22 @@ def find_homes(images: Sequence[Image], current: int, new: Build, comparisons: S
         owner[fresh] = index
         partner[fresh] = pairs[fresh]
         address[fresh] = _addresses(image, index)[pairs[fresh]]
+    rehomed += _exports_of_another_kind(images[0].build, new, owner)
     moved = {entry.row for entry in rehomed}
     for row in np.flatnonzero(mutable & (owner == NEW)).tolist():
         unproven[row] = row not in moved and _may_have_home(row, images, current, new, comparisons)
     return Homes(owner, partner, address, unproven, tuple(entry for entry in rehomed if owner[entry.row] == NEW))
+
+
+def _exports_of_another_kind(first: Build, new: Build, owner: I32) -> list[Rehomed]:
+    """Exported names that were constant and are not any more, or the other way round: they are not even paired."""
+    found: list[Rehomed] = []
+    for row in np.flatnonzero(new.entities.exported & (owner == NEW)).tolist():
+        partner = first.by_name.get(new.entities.names[row])
+        data = (Kind.OBJECT, *READ_ONLY)
+        if partner is not None and {int(new.entities.kind[row]), int(first.entities.kind[partner])} <= set(data):
+            found.append(Rehomed(row, 0, partner))
+    return found
 
 
 def unsized(build: Build) -> Flags:

@@ -149,7 +149,7 @@ def _rehomed(case: Case) -> Iterator[Reason]:
             continue
         before = int(case.images[entry.image].build.entities.size[entry.partner])
         after = int(case.new.entities.size[entry.row])
-        how = f"changed from {before} to {after} bytes" if before != after else "is no longer constant"
+        how = f"changed from {before} to {after} bytes" if before != after else "became or ceased to be constant"
         text = f"{case.described(entry.row)} {how}, and {_listing(stale)} would go on using the old one"
         yield Reason("object-resized", case.name(entry.row), text)
 

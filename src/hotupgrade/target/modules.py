@@ -50,7 +50,7 @@ class Module:
     deleted: bool
     mappings: tuple[Mapping, ...]
     dynamic: Table[int, tuple[int, ...]]
-    needed: tuple[str, ...]
+    strings_at: int  # address of .dynstr
     link_map: int
     executable: bool
 
@@ -61,6 +61,14 @@ class Module:
     @property
     def high(self) -> int:
         return self.mappings[-1].end if self.mappings else self.base
+
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """The SONAMEs of the libraries that this module asks for."""
+        try:
+            return tuple(self.process.read_string(self.strings_at + at) for at in self.dynamic.get(_DT_NEEDED, ()))
+        except ValueError:
+            return ()
 
     @cached_property
     def build_id(self) -> str:
@@ -234,13 +242,17 @@ def _build_id(notes: bytes) -> str:
     return ""
 
 
-def _dynamic(process: Process, address: int) -> dict[int, tuple[int, ...]]:
+def _dynamic(process: Process, address: int, room: int = 0) -> dict[int, tuple[int, ...]]:
+    """The dynamic section; ``room``: bytes that are known to be mapped from its start on."""
     table: dict[int, list[int]] = {}
-    for index in range(_MOST_ENTRIES):
-        tag, value = struct.unpack("<QQ", process.read(address + 16 * index, 16))
-        if tag == _DT_NULL:
-            break
-        table.setdefault(tag, []).append(value)
+    step = min(room // 16 * 16, 1024) or 16
+    for start in range(0, 16 * _MOST_ENTRIES, step):
+        if start + step > room:
+            step = 16
+        for tag, value in struct.iter_unpack("<QQ", process.read(address + start, step)):
+            if tag == _DT_NULL:
+                return {tag: tuple(values) for tag, values in table.items()}
+            table.setdefault(tag, []).append(value)
     return {tag: tuple(values) for tag, values in table.items()}
 
 
@@ -288,9 +300,13 @@ def read_modules(process: Process) -> tuple[Module, ...]:
         raise NotNow(Reason("not-started", str(process.pid), f"process {process.pid} has not finished loading its libraries; try again"))
     at = process.read_word(rendezvous + 8)
     found: list[Module] = []
+    files: dict[tuple[int, str, str], list[Mapping]] = {}
+    for mapping in maps:
+        if mapping.inode:
+            files.setdefault((mapping.inode, mapping.device, mapping.path), []).append(mapping)
     while at and len(found) < _MOST_MODULES:
         bias, name_at, dynamic_at, following = struct.unpack("<QQQQ", process.read(at, 32))
-        module = _module(process, maps, at, bias, name_at, dynamic_at, executable=not found)
+        module = _module(process, maps, files, at, bias, name_at, dynamic_at, executable=not found)
         if module is not None:
             found.append(module)
         at = following
@@ -298,14 +314,22 @@ def read_modules(process: Process) -> tuple[Module, ...]:
 
 
 def _module(
-    process: Process, maps: Sequence[Mapping], at: int, bias: int, name_at: int, dynamic_at: int, *, executable: bool
+    process: Process,
+    maps: Sequence[Mapping],
+    files: Table[tuple[int, str, str], list[Mapping]],
+    at: int,
+    bias: int,
+    name_at: int,
+    dynamic_at: int,
+    *,
+    executable: bool,
 ) -> Module | None:
     home = mapping_at(maps, dynamic_at)
     if home is None:
         return None
-    dynamic = _dynamic(process, dynamic_at)
+    dynamic = _dynamic(process, dynamic_at, home.end - dynamic_at)
     if home.inode:
-        same = [m for m in maps if m.inode == home.inode and m.device == home.device and m.path == home.path]
+        same = files[home.inode, home.device, home.path]
         index = same.index(home)
         # One file may be mapped by several modules (dlmopen); ours are those around the dynamic section.
         first = max((i for i in range(index + 1) if same[i].offset == 0), default=0)
@@ -317,16 +341,14 @@ def _module(
     if strings_at < (mine[0].start if mine else 0):
         strings_at += bias
     soname = ""
-    needed: list[str] = []
     try:
         if _DT_SONAME in dynamic:
             soname = process.read_string(strings_at + dynamic[_DT_SONAME][0])
-        needed = [process.read_string(strings_at + offset) for offset in dynamic.get(_DT_NEEDED, ())]
         listed = process.read_string(name_at) if name_at else ""
     except ValueError:
         listed = ""
     name = soname or os.path.basename(listed or path)
-    return Module(process, bias, name, path or listed, home.path.endswith(" (deleted)"), tuple(mine), dynamic, tuple(needed), at, executable)
+    return Module(process, bias, name, path or listed, home.path.endswith(" (deleted)"), tuple(mine), dynamic, strings_at, at, executable)
 
 
 class Scope:

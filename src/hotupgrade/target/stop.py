@@ -30,6 +30,8 @@ SETTLE_LIMIT = 5.0
 #: Room for threads that are born while the others are being parked.
 SPARE_ROWS = 64
 _SPARE_MAPPINGS = 512
+#: Polling loops rarely stand deeper in their stacks than this, in bytes.
+_STACK_DEPTH = 256 << 10
 #: The real-time signals that glibc leaves to programs: 34 to 64, as bits.
 _REAL_TIME = (2**64 - 1) >> 33 << 33
 
@@ -103,6 +105,22 @@ def busy_threads(agent: Agent, samples: int = 4, pause: float = 0.003) -> frozen
         if not always:
             break
     return frozenset(always or ())
+
+
+def touch_stacks(agent: Agent) -> None:
+    """Have the upper ends of all thread stacks present in the target's page table.
+
+    A busy thread scans its own stack in the stop.  What a frame has reserved but never written (arrays for packets) is not
+    mapped yet, and the first look at each page costs a fault.  Reading it from here makes the kernel map its zero page.
+    """
+    before = None
+    for mapping in agent.process.maps():
+        is_stack = mapping.path == "" and mapping.writable and before is not None and before.permissions[:3] == "---"
+        if is_stack and before is not None and before.end == mapping.start:
+            size = min(mapping.size, _STACK_DEPTH)
+            with contextlib.suppress(ValueError):
+                agent.process.read(mapping.end - size, size)
+        before = mapping
 
 
 def stay_off(processors: frozenset[int]) -> None:
@@ -221,6 +239,8 @@ class Stopper:
             busy_limit=int(BUSY_LIMIT * max(1, len(busy)) * patience * 1e6 * rate),
         )
         process.write(table_at, bytes(self._table))
+        if busy and request.forbidden:
+            touch_stacks(agent)
         now = native.time_stamp()
         process.write(agent.field_address("stamps"), now.to_bytes(8, "little") + bytes(8 * (len(abi.Stamp) - 1)))
         agent.set(deadline_tsc=int(now + hold * 1e6 * rate), deadline_ns=time.monotonic_ns() + int(hold * 1e9), state=abi.State.STOPPING)

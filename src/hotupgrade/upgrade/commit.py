@@ -86,8 +86,8 @@ class Commit:
         self._ledger_at = results[0]
 
     def empty_stop(self, timeout: float) -> StopReport:
-        """A stop of the same threads without any edit: the control."""
-        return self._stopper.stop(StopRequest(), timeout)
+        """The same stop, with all its checks, without any edit: the control."""
+        return self._stopper.stop(StopRequest(forbidden=self._change.forbidden), timeout)
 
     def stop(self, timeout: float) -> StopReport:
         """Replace.  Raises NotNow, with nothing changed, if it was not possible in time."""
