@@ -1,5 +1,5 @@
-/* What the agent and the tool agree on.  Every field is a 64-bit word so that the Python side can mirror it without knowing
- * a compiler's padding (src/hotupgrade/target/abi.py; tests/unit/target/test_abi.py compares the two). */
+/* What the agent and the tool agree on.  Every field is a 64-bit word so that the Python side can mirror it without
+ * knowing a compiler's padding (src/hotupgrade/target/abi.py; tests/unit/target/test_abi.py compares the two). */
 #ifndef HOTUPGRADE_ABI_H
 #define HOTUPGRADE_ABI_H
 
@@ -28,12 +28,12 @@ enum hu_reason {
 /* One thread, one cache line. */
 struct hu_thread {
     uint64_t tid;
-    uint64_t busy;      /* 1: parked by signal, spins; 0: parked by redirection, sleeps */
-    uint64_t tcb;       /* the thread's own thread pointer (%fs:0); glibc puts it at the upper end of the stack */
-    uint64_t sp;        /* where the scan begins; written by the thread itself */
-    uint64_t pc;        /* where the thread stands; written by the thread itself */
-    uint64_t parked;    /* time stamp */
-    uint64_t released;  /* time stamp */
+    uint64_t busy;     /* 1: parked by signal, spins; 0: parked by redirection, sleeps */
+    uint64_t tcb;      /* the thread's own thread pointer (%fs:0); glibc puts it at the upper end of the stack */
+    uint64_t sp;       /* where the scan begins; written by the thread itself */
+    uint64_t pc;       /* where the thread stands; written by the thread itself */
+    uint64_t parked;   /* time stamp */
+    uint64_t released; /* time stamp */
     uint64_t arrived;
 };
 
@@ -71,19 +71,20 @@ struct hu_mailbox {
     uint64_t magic, abi;
     uint64_t state; /* the low half is a futex word */
     uint64_t deadline_tsc, deadline_ns;
-    uint64_t busy_limit; /* time-stamp ticks that busy threads may be held before the stop is given up */
+    uint64_t busy_limit;            /* time-stamp ticks that busy threads may be held before the stop is given up */
     uint64_t sleepers, sleepers_in; /* the low half of sleepers_in is a futex word */
     uint64_t busy, busy_in;
-    uint64_t threads, thread_count; /* struct hu_thread[] */
+    uint64_t threads, thread_count;                       /* struct hu_thread[] */
     uint64_t watches, watch_count, watch_low, watch_high; /* struct hu_watch[], sorted, disjoint */
-    uint64_t stacks, stack_count;   /* struct hu_watch[]: the writable mappings, sorted */
-    uint64_t edits, edit_count, sync_count; /* the first sync_count edits are data */
+    uint64_t stacks, stack_count;                         /* struct hu_watch[]: the writable mappings, sorted */
+    uint64_t edits, edit_count, sync_count;               /* the first sync_count edits are data */
     uint64_t signal;
     uint64_t expected_threads, task_fd;
     uint64_t reason, reason_tid, reason_address;
     uint64_t stamps[HU_STAMPS];
     uint64_t ops, op_count;
-    uint64_t serial, taken, done; /* the list's number, copied to "taken" when a thread begins it and to "done" at its end */
+    uint64_t serial, taken,
+        done; /* the list's number, copied to "taken" when a thread begins it and to "done" at its end */
     uint64_t xsave_size;
     uint64_t generation; /* number of commits in force; changed by an edit of the plan itself */
     uint64_t ledger, ledger_size;

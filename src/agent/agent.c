@@ -1,6 +1,6 @@
-/* The agent: what runs inside the target.  It maps, touches, parks, scans, stores and calls, as a list of operations tells
- * it.  It knows no ELF, no symbol and no library: it is a flat blob that depends on nothing but the kernel, so that neither
- * the target's allocator nor its loader takes part, whatever locks its threads hold.
+/* The agent: what runs inside the target.  It maps, touches, parks, scans, stores and calls, as a list of operations
+ * tells it.  It knows no ELF, no symbol and no library: it is a flat blob that depends on nothing but the kernel, so
+ * that neither the target's allocator nor its loader takes part, whatever locks its threads hold.
  *
  * Built with -mgeneral-regs-only: vector registers of the threads that come here are never touched. */
 #include "abi.h"
@@ -38,7 +38,8 @@
 #define FUTEX_WAKE_PRIVATE 129
 #define FUTEX2_32_PRIVATE 130
 
-/* How long a busy thread spins for the others before it lets them have its core.  Two cores may have to run four of them. */
+/* How long a busy thread spins for the others before it lets them have its core.  Two cores may have to run four of
+ * them. */
 #define SPIN_BEFORE_YIELD 60000ull
 
 /* How often the leader looks whether the busy threads are done. */
@@ -110,15 +111,16 @@ static inline int swap(uint64_t *word, uint64_t from, uint64_t to)
     return __atomic_compare_exchange_n(word, &from, to, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
 
-/* Make this core forget instructions that it fetched before another core replaced them.  IRET is a serialising instruction
- * at every privilege level (Intel SDM 3A 9.3, AMD APM 2 7.6.4) and, unlike CPUID, no exit in a virtual machine; with every
- * thread doing so on its way out, membarrier(SYNC_CORE) and its interrupts are not needed. */
+/* Make this core forget instructions that it fetched before another core replaced them.  IRET is a serialising
+ * instruction at every privilege level (Intel SDM 3A 9.3, AMD APM 2 7.6.4) and, unlike CPUID, no exit in a virtual
+ * machine; with every thread doing so on its way out, membarrier(SYNC_CORE) and its interrupts are not needed. */
 static inline void serialize(void)
 {
     uint64_t scratch;
-    __asm__ volatile("mov %%ss, %k0\n\tpush %q0\n\tlea 8(%%rsp), %q0\n\tpush %q0\n\tpushfq\n\tmov %%cs, %k0\n\tpush %q0\n\t"
-                     "lea 1f(%%rip), %q0\n\tpush %q0\n\tiretq\n1:"
-                     : "=&r"(scratch)::"memory", "cc");
+    __asm__ volatile(
+        "mov %%ss, %k0\n\tpush %q0\n\tlea 8(%%rsp), %q0\n\tpush %q0\n\tpushfq\n\tmov %%cs, %k0\n\tpush %q0\n\t"
+        "lea 1f(%%rip), %q0\n\tpush %q0\n\tiretq\n1:"
+        : "=&r"(scratch)::"memory", "cc");
 }
 
 static void wake(uint64_t *word)
@@ -126,8 +128,9 @@ static void wake(uint64_t *word)
     system3(SYS_futex, word, FUTEX_WAKE_PRIVATE, 0x7fffffff);
 }
 
-/* Sleep until the low half of *word is no longer value, at most until a moment of CLOCK_MONOTONIC.  Neither call used here keeps
- * state in the kernel's restart block, which still holds what is left of an interrupted nanosleep() or poll(). */
+/* Sleep until the low half of *word is no longer value, at most until a moment of CLOCK_MONOTONIC.  Neither call used
+ * here keeps state in the kernel's restart block, which still holds what is left of an interrupted nanosleep() or
+ * poll(). */
 static void sleep_while(uint64_t *word, uint64_t value, uint64_t until_ns)
 {
     struct {
@@ -189,9 +192,10 @@ static uint64_t thread_pointer(void)
     return self;
 }
 
-/* Every aligned word from the stack pointer up may be a return address (a call lowers the pointer, so none is below).  Taking too many for one costs a
- * retry; an unwinder that takes too few would cost the process.  The first byte of a range is no hit: a word that equals
- * it is a pointer to the function, and no call returns there.  Returns 0 if the stop may go on. */
+/* Every aligned word from the stack pointer up may be a return address (a call lowers the pointer, so none is below).
+ * Taking too many for one costs a retry; an unwinder that takes too few would cost the process.  The first byte of a
+ * range is no hit: a word that equals it is a pointer to the function, and no call returns there.  Returns 0 if the
+ * stop may go on. */
 static int blocked(const struct hu_thread *thread)
 {
     if (hu_mailbox.watch_count == 0) {
@@ -201,7 +205,8 @@ static int blocked(const struct hu_thread *thread)
         give_up(HU_ACTIVE, thread->tid, thread->pc);
         return 1;
     }
-    const struct hu_watch *stack = below((const struct hu_watch *)hu_mailbox.stacks, hu_mailbox.stack_count, thread->sp);
+    const struct hu_watch *stack =
+        below((const struct hu_watch *)hu_mailbox.stacks, hu_mailbox.stack_count, thread->sp);
     if (!stack || thread->sp > stack->high) {
         give_up(HU_NO_STACK, thread->tid, thread->sp);
         return 1;
@@ -236,7 +241,8 @@ static int strangers(void)
     return stat[2] != hu_mailbox.expected_threads + 2;
 }
 
-/* All threads are parked: replace.  Nothing here can fail, block or fault: the pages were touched for writing before. */
+/* All threads are parked: replace.  Nothing here can fail, block or fault: the pages were touched for writing before.
+ */
 static void commit(void)
 {
     const struct hu_edit *edits = (const struct hu_edit *)hu_mailbox.edits;
@@ -262,7 +268,8 @@ static int undecided(void)
     return state == HU_STOPPING || state == HU_COMMITTING;
 }
 
-/* Every attempt has its own table of threads: a thread that comes late, for an attempt that was given up, is known by that. */
+/* Every attempt has its own table of threads: a thread that comes late, for an attempt that was given up, is known by
+ * that. */
 static int mine(const struct hu_thread *thread)
 {
     uint64_t offset = (uint64_t)thread - hu_mailbox.threads;
@@ -284,8 +291,8 @@ static void leave(void)
     __atomic_sub_fetch(&hu_mailbox.inside, 1, __ATOMIC_ACQ_REL);
 }
 
-/* A sleeper, sent here by the tool, waits for the end of the stop.  One that comes when the stop is over touches nothing: the
- * tables may be gone. */
+/* A sleeper, sent here by the tool, waits for the end of the stop.  One that comes when the stop is over touches
+ * nothing: the tables may be gone. */
 static void park(struct hu_frame *frame)
 {
     struct hu_thread *thread = (struct hu_thread *)frame->thread;
@@ -422,14 +429,15 @@ static void stop_busy(void)
             give_up(HU_LATE, 0, 0);
             continue;
         }
-        /* Do not spin: this may be the very core that a busy thread needs in order to come in.  And have the busy threads
-         * wake nobody: looking again soon costs only us. */
+        /* Do not spin: this may be the very core that a busy thread needs in order to come in.  And have the busy
+         * threads wake nobody: looking again soon costs only us. */
         struct timespec_kernel moment;
         system2(SYS_clock_gettime, 1 /* CLOCK_MONOTONIC */, &moment);
-        sleep_while(&hu_mailbox.state, state, (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds + LOOK_AGAIN_NS);
+        sleep_while(&hu_mailbox.state, state,
+                    (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds + LOOK_AGAIN_NS);
     }
-    /* Ignoring a signal discards those still queued (POSIX); only then may its action be what it was, which would end the
-     * process. */
+    /* Ignoring a signal discards those still queued (POSIX); only then may its action be what it was, which would end
+     * the process. */
     system4(SYS_rt_sigaction, number, &ignore, 0, 8);
     system4(SYS_rt_sigaction, number, &before, 0, 8);
 }
@@ -458,7 +466,8 @@ static int check(void)
     return 1;
 }
 
-/* The leader: the last thread to be sent here.  It sees to it that the sleepers are in, stops the busy ones and lets all go. */
+/* The leader: the last thread to be sent here.  It sees to it that the sleepers are in, stops the busy ones and lets
+ * all go. */
 static void stop(struct hu_frame *frame)
 {
     struct hu_thread *self = (struct hu_thread *)frame->thread;
@@ -505,8 +514,8 @@ static void stop(struct hu_frame *frame)
     self->released = now();
 }
 
-/* Call a function of the target with its vector registers kept: the thread may stand in a system call that was written in
- * line, around which a compiler keeps them live. */
+/* Call a function of the target with its vector registers kept: the thread may stand in a system call that was written
+ * in line, around which a compiler keeps them live. */
 __attribute__((target("xsave"))) static uint64_t call(const struct hu_op *op)
 {
     uint8_t area[hu_mailbox.xsave_size + 64] __attribute__((aligned(64)));
@@ -525,7 +534,8 @@ static void run(struct hu_frame *frame)
     uint64_t cpus[HU_CPU_WORDS];
     int64_t moved = -1;
     /* A list is for one thread, once: not for one that was sent by a tool that died, and comes late. */
-    if (frame->lead != load(&hu_mailbox.serial) || __atomic_exchange_n(&hu_mailbox.taken, frame->lead, __ATOMIC_ACQ_REL) == frame->lead) {
+    if (frame->lead != load(&hu_mailbox.serial) ||
+        __atomic_exchange_n(&hu_mailbox.taken, frame->lead, __ATOMIC_ACQ_REL) == frame->lead) {
         return;
     }
     hu_mailbox.leader_in = now();
@@ -543,7 +553,8 @@ static void run(struct hu_frame *frame)
         const uint64_t *pages = (const uint64_t *)op->number;
         switch ((enum hu_op_kind)op->kind) {
         case HU_OP_SYSCALL:
-            op->result = (uint64_t)system6(op->number, op->args[0], op->args[1], op->args[2], op->args[3], op->args[4], op->args[5]);
+            op->result = (uint64_t)system6(op->number, op->args[0], op->args[1], op->args[2], op->args[3], op->args[4],
+                                           op->args[5]);
             if (op->fatal && (int64_t)op->result < 0 && (int64_t)op->result > -4096) {
                 i = hu_mailbox.op_count - 1;
             }
@@ -573,8 +584,8 @@ static void run(struct hu_frame *frame)
     store(&hu_mailbox.done, frame->lead);
 }
 
-/* While the thread was here its signals waited.  One that would have ended its system call with EINTR must still do so: act
- * as the kernel does (arch/x86/kernel/signal.c, arch_do_signal_or_restart). */
+/* While the thread was here its signals waited.  One that would have ended its system call with EINTR must still do so:
+ * act as the kernel does (arch/x86/kernel/signal.c, arch_do_signal_or_restart). */
 static void settle(struct hu_frame *frame)
 {
     uint64_t pending = 0;

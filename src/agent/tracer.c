@@ -1,10 +1,11 @@
 /* The tracer: the few ptrace sequences that must be short, as a library for the Python side (target/tracer.py).
  *
- * Every sequence leaves the tracee autonomous at every moment: if the tool is killed between any two instructions here, the
- * kernel detaches and the thread either goes on with its system call or runs through the agent and then goes on with it.
+ * Every sequence leaves the tracee autonomous at every moment: if the tool is killed between any two instructions here,
+ * the kernel detaches and the thread either goes on with its system call or runs through the agent and then goes on
+ * with it.
  *
- * ptrace binds a tracee to one thread of the tracer.  Each sequence therefore runs in a thread of its own: when that ends,
- * the kernel lets go whatever did not stop in time, and a pending interrupt with it. */
+ * ptrace binds a tracee to one thread of the tracer.  Each sequence therefore runs in a thread of its own: when that
+ * ends, the kernel lets go whatever did not stop in time, and a pending interrupt with it. */
 #define _GNU_SOURCE
 #include <elf.h>
 #include <errno.h>
@@ -77,8 +78,9 @@ static int write_target(pid_t tid, uint64_t address, const void *bytes, size_t s
     return process_vm_writev(tid, &from, 1, &to, 1, 0) == (ssize_t)size ? 0 : -1;
 }
 
-/* Make the registers of a thread that was stopped within a system call describe the call's beginning, as the kernel itself
- * does when no handler runs (arch_do_signal_or_restart). Returns the kernel's restart code, or 0 outside of a call. */
+/* Make the registers of a thread that was stopped within a system call describe the call's beginning, as the kernel
+ * itself does when no handler runs (arch_do_signal_or_restart). Returns the kernel's restart code, or 0 outside of a
+ * call. */
 static uint64_t rewind_call(struct user_regs_struct *regs, uint64_t *number)
 {
     int64_t result = (int64_t)regs->rax;
@@ -302,8 +304,9 @@ static int step_to_syscall_stop(pid_t tid, int64_t limit)
     }
 }
 
-/* The thread is in ptrace-stop: let it make our system calls.  Its stack holds, for the case that the tool is killed on the
- * way, a signal frame: "syscall; ret" then leads into libc's own rt_sigreturn, and that back to what it was doing. */
+/* The thread is in ptrace-stop: let it make our system calls.  Its stack holds, for the case that the tool is killed on
+ * the way, a signal frame: "syscall; ret" then leads into libc's own rt_sigreturn, and that back to what it was doing.
+ */
 static void make_calls(struct job *job, int64_t limit)
 {
     struct visit *visit = job->visits;
@@ -372,7 +375,8 @@ static void make_calls(struct job *job, int64_t limit)
             return;
         }
         ptrace(PTRACE_SETSIGMASK, tid, 8, &all);
-        if (step_to_syscall_stop(tid, limit) || step_to_syscall_stop(tid, limit) || ptrace(PTRACE_GETREGS, tid, 0, &regs)) {
+        if (step_to_syscall_stop(tid, limit) || step_to_syscall_stop(tid, limit) ||
+            ptrace(PTRACE_GETREGS, tid, 0, &regs)) {
             fail(visit);
             return; /* autonomous: it finds its way back through the rescue frame */
         }
@@ -428,8 +432,8 @@ EXPORT int hu_redirect(struct visit *visits, uint64_t count, uint64_t entry, int
 
 /* Let one thread make system calls; used once a process, to map the agent.  A name that is not empty is written to the
  * thread's stack, and the first argument of the first call points at it. */
-EXPORT int hu_call(struct visit *visit, struct remote_call *calls, uint64_t count, uint64_t syscall_at, uint64_t sigreturn_at,
-                   const char *name, int64_t timeout_us)
+EXPORT int hu_call(struct visit *visit, struct remote_call *calls, uint64_t count, uint64_t syscall_at,
+                   uint64_t sigreturn_at, const char *name, int64_t timeout_us)
 {
     struct job job = {.visits = visit,
                       .count = 1,

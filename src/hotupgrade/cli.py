@@ -26,7 +26,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 _PID = click.argument("pid", type=click.IntRange(min=1))
 _FILES = click.argument("new", nargs=-1, type=click.Path(path_type=Path))
 _MODULE = click.option(
-    "--module", "modules", multiple=True, metavar="NAME=FILE", help="Replace the module NAME by FILE, whatever its SONAME."
+    "--module",
+    "modules",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Replace the module NAME by FILE, whatever its SONAME.",
 )
 _TIMEOUT = click.option(
     "--timeout", type=click.FloatRange(min=0.1, max=3600), default=10.0, show_default=True, help="Seconds to try for."

@@ -46,3 +46,15 @@ def test_the_thrower_and_the_catcher_in_one_stop(build: Builder, start: Start, h
         program, build.library("throws", 2), build.library("catcher", 2, Options(flags=("-O1",)), uses=[throws])
     )
     check(program, 2, 0)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["changed", "whole"])
+def test_the_program_sees_its_own_frames(build: Builder, start: Start, hu: HotUpgrade, whole: bool) -> None:
+    """``backtrace()`` goes through old and new frames alike, down to the start of the thread."""
+    program = start(build.host(build.library("unwind", 1)))
+    before = program.call("depth", 5)
+    assert before > 9
+    hu.upgraded(program, build.library("unwind", 2), *(["--whole"] if whole else []))
+    assert program.call("depth", 5) == before + 1
+    hu.rolled_back(program)
+    assert program.call("depth", 5) == before

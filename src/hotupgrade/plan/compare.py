@@ -148,6 +148,8 @@ class _Closure:
 
     - Who refers to a changed local function whose address nobody takes comes along: compilers rely on what they saw
       inside it (registers it leaves alone, alignment it does not need).
+    - Who calls a changed local function directly comes along even if its address is taken: gcc's -fipa-ra looks at every
+      callee that it knows to be local, and at what the call itself, not the pointer, leads to.
     - Who jumps into the middle of a changed function is a piece of it.
     - A replaced function takes along what it reaches by means that cannot be re-pointed: entries of its switch tables,
       jumps of one byte.
@@ -161,6 +163,7 @@ class _Closure:
         self._work: list[int] = []
         self._old_users, self._old_joined = _users(old), _joined(old)
         self._new_users, self._new_joined = _users(new), _joined(new)
+        self._old_callers, self._new_callers = _callers(old), _callers(new)
         self._old_rows = _old_rows(pairs)
 
     def change(self, old_rows: Iterable[int], new_rows: Iterable[int]) -> None:
@@ -192,6 +195,9 @@ class _Closure:
         if not self.new.plain[row] or not all(self.old.plain[old] for old in olds):
             found |= self._new_users.get(row, set())
             old_found |= {user for old in olds for user in self._old_users.get(old, ())}
+        elif not self.new.entities.exported[row] or not all(self.old.entities.exported[old] for old in olds):
+            found |= self._new_callers.get(row, set())
+            old_found |= {user for old in olds for user in self._old_callers.get(old, ())}
         return found | {int(self.pairs.new_of[old]) for old in old_found if self.pairs.new_of[old] >= 0}
 
 
@@ -215,6 +221,12 @@ def _to_functions(build: Build) -> Flags:
 def _users(build: Build) -> dict[int, set[int]]:
     """Function to the functions that refer to it."""
     return _grouped(build, _to_functions(build))
+
+
+def _callers(build: Build) -> dict[int, set[int]]:
+    """Function to the functions that call it, or jump to it, other than through a pointer."""
+    direct = np.isin(build.references.form, (Form.CALL, Form.JUMP, Form.BRANCH, Form.SHORT))
+    return _grouped(build, _to_functions(build) & direct)
 
 
 def _joined(build: Build) -> dict[int, set[int]]:

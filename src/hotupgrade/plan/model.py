@@ -11,7 +11,7 @@ from hotupgrade.errors import Reason
 
 if TYPE_CHECKING:
     from hotupgrade.binary.build import Build
-    from hotupgrade.binary.model import Flags, I32
+    from hotupgrade.binary.model import I32, Flags
 
 
 @dataclass(frozen=True)

@@ -164,13 +164,14 @@ def _slots(new: Build, every: References, references: Indices) -> tuple[tuple[in
 def _data(
     targets: Targets, homes: Homes, every: References, references: Indices, slots: tuple[int, ...]
 ) -> tuple[Flags, tuple[int, ...]]:
-    """New data in use (named by code, by a slot, by a table with a home, or by such data), and unnamed data in use."""
+    """New data in use (named by code, by a slot, by a table with a home, by such data, or exported), and unnamed data."""
     new = targets.build
     fresh = np.isin(new.entities.kind, DATA) & (homes.owner == NEW)
     rows = rows_named(every)[references]
     named = every.target_kind[references] == TargetKind.ENTITY
     unnamed = set(every.target[references[every.target_kind[references] == TargetKind.ANONYMOUS]].tolist())
     frontier = set(rows[named & fresh[rows]].tolist())
+    frontier |= set(np.flatnonzero(fresh & new.entities.exported).tolist())  # other modules may need them
     by_slot = [found for slot in slots if (found := targets.of_slot(new.slots[slot])) is not None]
     unnamed.update(_unnamed_targets(targets, by_slot))
     from_tables = np.flatnonzero(

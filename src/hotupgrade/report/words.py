@@ -66,7 +66,9 @@ def _timing(console: Console, document: Document) -> None:
     for thread in document["threads"]:
         if thread["busy"]:
             console.print(
-                Text.assemble(f"  busy thread {thread['name']} ({thread['tid']}): break ", (_micro(thread["break_us"]), "bold"))
+                Text.assemble(
+                    f"  busy thread {thread['name']} ({thread['tid']}): break ", (_micro(thread["break_us"]), "bold")
+                )
             )
     sleepers = [t["break_us"] for t in document["threads"] if not t["busy"]]
     if sleepers:
@@ -92,7 +94,9 @@ def _upgrade(console: Console, document: Document) -> None:
 
 def _edits(console: Console, document: Document) -> None:
     edits = document["edits"]
-    console.print(f"  {edits['count']} words in {edits['pages']} pages; {document['memory_bytes'] / 1024:,.0f} KiB of new memory")
+    console.print(
+        f"  {edits['count']} words in {edits['pages']} pages; {document['memory_bytes'] / 1024:,.0f} KiB of new memory"
+    )
 
 
 def _rollback(console: Console, document: Document) -> None:
@@ -130,7 +134,9 @@ def _status(console: Console, document: Document) -> None:
 
 
 def _inspect(console: Console, document: Document) -> None:
-    console.print(f"process {document['pid']} ({document['name']}), {document['executable']}: generation {document['generation']}")
+    console.print(
+        f"process {document['pid']} ({document['name']}), {document['executable']}: generation {document['generation']}"
+    )
     table = Table(box=None, pad_edge=False)
     for title in ("module", "generation", "build", "path", ""):
         table.add_column(title)

@@ -93,8 +93,21 @@ class Op(ctypes.Structure):
 
 class Mailbox(ctypes.Structure):
     _fields_ = [
-        *_words("magic", "abi", "state", "deadline_tsc", "deadline_ns", "busy_limit", "sleepers", "sleepers_in", "busy", "busy_in"),
-        *_words("threads", "thread_count", "watches", "watch_count", "watch_low", "watch_high", "stacks", "stack_count"),
+        *_words(
+            "magic",
+            "abi",
+            "state",
+            "deadline_tsc",
+            "deadline_ns",
+            "busy_limit",
+            "sleepers",
+            "sleepers_in",
+            "busy",
+            "busy_in",
+        ),
+        *_words(
+            "threads", "thread_count", "watches", "watch_count", "watch_low", "watch_high", "stacks", "stack_count"
+        ),
         *_words("edits", "edit_count", "sync_count", "signal", "expected_threads", "task_fd"),
         *_words("reason", "reason_tid", "reason_address"),
         ("stamps", _U64 * len(Stamp)),

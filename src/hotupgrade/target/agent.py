@@ -89,7 +89,11 @@ class Agent:
         box = self.mailbox()
         if box.magic != abi.MAGIC or box.abi != abi.ABI:
             raise NotNow(
-                Reason("foreign-agent", str(process.pid), "the process holds the agent of another hotupgrade version; use that one")
+                Reason(
+                    "foreign-agent",
+                    str(process.pid),
+                    "the process holds the agent of another hotupgrade version; use that one",
+                )
             )
 
     @property
@@ -180,7 +184,11 @@ class Agent:
             if time.monotonic() > limit:
                 self.abandon()
                 raise NotNow(
-                    Reason("no-answer", str(self.process.pid), f"process {self.process.pid}: the agent did not end its work in time")
+                    Reason(
+                        "no-answer",
+                        str(self.process.pid),
+                        f"process {self.process.pid}: the agent did not end its work in time",
+                    )
                 )
             time.sleep(0.00005)
 
@@ -370,4 +378,3 @@ def _find_gadgets(process: Process) -> tuple[int, int]:
             "not supported",
         )
     )
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hotupgrade.target import abi
 from hotupgrade.target.agent import (
     MAP_FIXED_NOREPLACE,
     MAP_PRIVATE,
@@ -21,7 +22,6 @@ from hotupgrade.target.agent import (
     call,
     system_call,
 )
-from hotupgrade.target import abi
 from hotupgrade.target.maps import PAGE
 from hotupgrade.target.scratch import Scratch
 
@@ -51,7 +51,9 @@ def map_image(
         NotNow: the process may not map it (no room, no permission, locked memory).
     """
     descriptor = agent.create_file(f"{NAME}:{name}", pieces, size + ANNEX)
-    operations = [system_call(SYS_MMAP, base, size + ANNEX, PROT_READ, MAP_PRIVATE | MAP_FIXED_NOREPLACE, descriptor, 0)]
+    operations = [
+        system_call(SYS_MMAP, base, size + ANNEX, PROT_READ, MAP_PRIVATE | MAP_FIXED_NOREPLACE, descriptor, 0)
+    ]
     for area in areas:
         wanted = PROT_READ | (PROT_WRITE if area.writable else 0) | (PROT_EXEC if area.executable else 0)
         if wanted != PROT_READ:

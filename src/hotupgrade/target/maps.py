@@ -94,7 +94,9 @@ def gaps(maps: Sequence[Mapping], low: int, high: int) -> Iterator[tuple[int, in
         yield at, high
 
 
-def free_base(maps: Sequence[Mapping], size: int, low: int, high: int, taken: Sequence[tuple[int, int]] = ()) -> int | None:
+def free_base(
+    maps: Sequence[Mapping], size: int, low: int, high: int, taken: Sequence[tuple[int, int]] = ()
+) -> int | None:
     """A page-aligned address with ``size`` free bytes, wholly within [low, high), near the middle of that range.
 
     At least one free page is left on either side, so that a stray pointer past an end still faults, and more where there is

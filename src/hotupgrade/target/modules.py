@@ -294,10 +294,16 @@ def read_modules(process: Process) -> tuple[Module, ...]:
         NotNow: the process is statically linked, or its linker has not come far enough yet.
     """
     maps = process.maps()
-    base, dynamic_at = _executable_dynamic(process)
+    _base, dynamic_at = _executable_dynamic(process)
     rendezvous = _dynamic(process, dynamic_at).get(_DT_DEBUG, (0,))[0]
     if not rendezvous:
-        raise NotNow(Reason("not-started", str(process.pid), f"process {process.pid} has not finished loading its libraries; try again"))
+        raise NotNow(
+            Reason(
+                "not-started",
+                str(process.pid),
+                f"process {process.pid} has not finished loading its libraries; try again",
+            )
+        )
     at = process.read_word(rendezvous + 8)
     found: list[Module] = []
     files: dict[tuple[int, str, str], list[Mapping]] = {}
@@ -348,7 +354,18 @@ def _module(
     except ValueError:
         listed = ""
     name = soname or os.path.basename(listed or path)
-    return Module(process, bias, name, path or listed, home.path.endswith(" (deleted)"), tuple(mine), dynamic, strings_at, at, executable)
+    return Module(
+        process,
+        bias,
+        name,
+        path or listed,
+        home.path.endswith(" (deleted)"),
+        tuple(mine),
+        dynamic,
+        strings_at,
+        at,
+        executable,
+    )
 
 
 class Scope:

@@ -24,13 +24,19 @@ SYSTEM_CALLS = {
 
 def gone(pid: int) -> NotNow:
     """The error for a process that does not exist (any more)."""
-    return NotNow(Reason("no-such-process", str(pid), f"there is no process {pid}: it has ended, or the number is wrong"))
+    return NotNow(
+        Reason("no-such-process", str(pid), f"there is no process {pid}: it has ended, or the number is wrong")
+    )
 
 
 def denied(pid: int, what: str) -> NotNow:
     """The error for a process that we may not touch."""
     return NotNow(
-        Reason("no-permission", str(pid), f"process {pid}: {what} is not permitted; run as root or as the user who may trace it")
+        Reason(
+            "no-permission",
+            str(pid),
+            f"process {pid}: {what} is not permitted; run as root or as the user who may trace it",
+        )
     )
 
 
@@ -88,7 +94,9 @@ class Process:
     def __enter__(self) -> Process:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._memory)
         os.close(self._folder)
 
@@ -120,7 +128,11 @@ class Process:
             fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise NotNow(
-                Reason("busy", str(self.pid), f"another hotupgrade works on process {self.pid}; wait for it to end and try again")
+                Reason(
+                    "busy",
+                    str(self.pid),
+                    f"another hotupgrade works on process {self.pid}; wait for it to end and try again",
+                )
             ) from None
 
     @property
@@ -188,7 +200,9 @@ class Process:
             try:
                 count = os.pwrite(self._memory, view, address)
             except OSError as error:
-                raise ValueError(f"{len(view)} bytes at {address:#x} of process {self.pid} cannot be written") from error
+                raise ValueError(
+                    f"{len(view)} bytes at {address:#x} of process {self.pid} cannot be written"
+                ) from error
             if count == 0:
                 raise gone(self.pid)
             view = view[count:]
@@ -212,7 +226,7 @@ class Process:
             raise
         name, _, rest = stat[stat.index("(") + 1 :].rpartition(") ")
         fields = rest.split()
-        blocked = re.search(r"^SigBlk:\s*([0-9a-f]+)", status, re.M)
+        blocked = re.search(r"^SigBlk:\s*([0-9a-f]+)", status, re.MULTILINE)
         number = sp = pc = None
         if len(where) >= 9:
             number, sp, pc = int(where[0]), int(where[7], 16), int(where[8], 16)

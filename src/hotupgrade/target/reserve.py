@@ -41,13 +41,19 @@ def load_reserve(agent: Agent, scratch: Scratch, initial: bytes, alignment: int)
     process = agent.process
     if len(initial) > LARGEST or alignment > STRICTEST:
         raise NotNow(
-            Reason("tls-too-large", str(len(initial)), f"{len(initial)} bytes of new thread-locals are more than a process can take")
+            Reason(
+                "tls-too-large",
+                str(len(initial)),
+                f"{len(initial)} bytes of new thread-locals are more than a process can take",
+            )
         )
     modules = read_modules(process)
     libc = next((m for m in modules if m.name.startswith("libc.so")), None)
     dlopen = libc.define("dlopen", "") if libc else None
     if dlopen is None:
-        raise NotNow(Reason("no-dlopen", str(process.pid), "the process has no dlopen (a C library older than glibc 2.34)"))
+        raise NotNow(
+            Reason("no-dlopen", str(process.pid), "the process has no dlopen (a C library older than glibc 2.34)")
+        )
     library = _library(initial, alignment)
     descriptor = agent.create_file("hotupgrade-reserve", [(0, library)], len(library))
     # The loader takes two libraries of one name for one: the number of "./" makes each name its own.
@@ -60,6 +66,10 @@ def load_reserve(agent: Agent, scratch: Scratch, initial: bytes, alignment: int)
     block = tls_block(now, module)[1] if module else None
     if block is None:
         raise NotNow(
-            Reason("no-tls-room", str(process.pid), "the loader has no room left for new thread-locals in every thread's static block")
+            Reason(
+                "no-tls-room",
+                str(process.pid),
+                "the loader has no room left for new thread-locals in every thread's static block",
+            )
         )
     return block

@@ -108,7 +108,9 @@ def leftovers(process: Process) -> list[Operation]:
         if magic == _MAGIC and count <= _MOST_ENTRIES:
             raw = process.read(mapping.start + 16, count * _ENTRY.size)
             known = {(m.start, m.end) for m in process.maps()}
-            entries = [(start, size, was) for start, size, was in _ENTRY.iter_unpack(raw) if (start, start + size) in known]
+            entries = [
+                (start, size, was) for start, size, was in _ENTRY.iter_unpack(raw) if (start, start + size) in known
+            ]
             operations += _closing(entries)
         operations.append(system_call(SYS_MUNMAP, mapping.start, mapping.size, fatal=False))
     return operations

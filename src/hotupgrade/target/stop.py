@@ -149,7 +149,11 @@ def free_signal(agent: Agent, threads: Iterable[ThreadState]) -> int:
         if not taken >> (number - 1) & 1:
             return number
     raise NotNow(
-        Reason("no-signal", str(agent.process.pid), "every real-time signal is used or blocked by the program; none is left to stop threads with")
+        Reason(
+            "no-signal",
+            str(agent.process.pid),
+            "every real-time signal is used or blocked by the program; none is left to stop threads with",
+        )
     )
 
 
@@ -193,7 +197,12 @@ class Stopper:
             attempt += 1
             if problem is None:
                 return self._report(attempt)
-            if time.monotonic() > limit or problem.reason.code in ("thread-denied", "thread-halted", "no-such-process", "changed-under-us"):
+            if time.monotonic() > limit or problem.reason.code in (
+                "thread-denied",
+                "thread-halted",
+                "no-such-process",
+                "changed-under-us",
+            ):
                 raise problem
             time.sleep(min(0.002 * 2**attempt, 0.1))
 
@@ -209,11 +218,17 @@ class Stopper:
         choice = [t for t in leaders(states, process.pid) if t.tid not in busy]
         if not choice:
             return NotNow(
-                Reason("no-thread", str(process.pid), f"process {process.pid}: no thread is asleep in a system call that can be interrupted")
+                Reason(
+                    "no-thread",
+                    str(process.pid),
+                    f"process {process.pid}: no thread is asleep in a system call that can be interrupted",
+                )
             )
         leader = choice[0]
         if len(states) + SPARE_ROWS // 2 > self._rows:
-            return NotNow(Reason("too-many-threads", str(process.pid), "threads are created faster than they can be parked"))
+            return NotNow(
+                Reason("too-many-threads", str(process.pid), "threads are created faster than they can be parked")
+            )
         table_at = self._tables[attempt % 2]
         self._table = (abi.Thread * self._rows)()
         self._names = {t.tid: t.name for t in states}
@@ -243,7 +258,11 @@ class Stopper:
             touch_stacks(agent)
         now = native.time_stamp()
         process.write(agent.field_address("stamps"), now.to_bytes(8, "little") + bytes(8 * (len(abi.Stamp) - 1)))
-        agent.set(deadline_tsc=int(now + hold * 1e6 * rate), deadline_ns=time.monotonic_ns() + int(hold * 1e9), state=abi.State.STOPPING)
+        agent.set(
+            deadline_tsc=int(now + hold * 1e6 * rate),
+            deadline_ns=time.monotonic_ns() + int(hold * 1e9),
+            state=abi.State.STOPPING,
+        )
         self._limit = time.monotonic() + hold
         try:
             problem = self._park(busy, leader.tid, table_at) or self._lead(leader.tid, table_at)
@@ -264,7 +283,9 @@ class Stopper:
         with contextlib.suppress(NotNow):  # they have limits of their own
             agent.run([wake], timeout=0.1, idle=False)
 
-    def _write_tables(self, request: StopRequest, states: Sequence[ThreadState], busy: frozenset[int], leader: int) -> None:
+    def _write_tables(
+        self, request: StopRequest, states: Sequence[ThreadState], busy: frozenset[int], leader: int
+    ) -> None:
         """Everything that the agent reads, but for what changes while threads are being parked."""
         for index, thread in enumerate([t for t in states if t.tid in busy or t.tid == leader]):
             self._table[index].tid = thread.tid
@@ -274,7 +295,9 @@ class Stopper:
         edits = (abi.Edit * len(words))(*(abi.Edit(w.address, w.old, w.new) for w in words))
         ranges = merge(request.forbidden)
         watches = (abi.Range * len(ranges))(*(abi.Range(low, high) for low, high in ranges))
-        stacks = [(m.start, m.end) for m in self.agent.process.maps() if m.writable and m.readable][: self._most_mappings]
+        stacks = [(m.start, m.end) for m in self.agent.process.maps() if m.writable and m.readable][
+            : self._most_mappings
+        ]
         mappings = (abi.Range * len(stacks))(*(abi.Range(low, high) for low, high in stacks))
         self.agent.process.write(self._edits_at, bytes(edits))
         self.agent.process.write(self._watches_at, bytes(watches))
@@ -304,24 +327,40 @@ class Stopper:
                 break
             if time.monotonic() > self._limit:
                 return NotNow(
-                    Reason("thread-late", str(fresh[0]), f"process {process.pid}: thread {fresh[0]} could not be parked in time")
+                    Reason(
+                        "thread-late",
+                        str(fresh[0]),
+                        f"process {process.pid}: thread {fresh[0]} could not be parked in time",
+                    )
                 )
             for tid in [t for t in fresh if t not in self._names]:
                 state = process.thread(tid)
                 self._names[tid] = state.name if state else ""
-            zombies = [t for t in fresh if (state := process.thread(t)) is None or state.state in "ZX"] if fresh == [process.pid] else []
+            zombies = (
+                [t for t in fresh if (state := process.thread(t)) is None or state.state in "ZX"]
+                if fresh == [process.pid]
+                else []
+            )
             known.update(zombies)
             self._absent.extend(zombies)
             visits = (abi.Visit * len(fresh))()
             for visit, tid in zip(visits, fresh, strict=True):
                 if tid not in row_of:
                     if self._used == self._rows:
-                        return NotNow(Reason("too-many-threads", str(process.pid), "threads are created faster than they can be parked"))
+                        return NotNow(
+                            Reason(
+                                "too-many-threads",
+                                str(process.pid),
+                                "threads are created faster than they can be parked",
+                            )
+                        )
                     row_of[tid] = self._used
                     self._used += 1
                 visit.tid, visit.thread = tid, table_at + row_of[tid] * ctypes.sizeof(abi.Thread)
                 process.write(visit.thread, tid.to_bytes(8, "little"))
-            native.redirect(visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)))
+            native.redirect(
+                visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6))
+            )
             for visit in visits:
                 if visit.status == abi.VisitStatus.DONE:
                     known.add(visit.tid)
@@ -351,7 +390,9 @@ class Stopper:
         row = next(index for index, row in enumerate(self._table) if row.tid == leader)
         visits = (abi.Visit * 1)()
         visits[0].tid, visits[0].lead, visits[0].thread = leader, serial, table_at + row * ctypes.sizeof(abi.Thread)
-        native.redirect(visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)))
+        native.redirect(
+            visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6))
+        )
         if visits[0].status != abi.VisitStatus.DONE:
             return refuse_visit(agent.process.pid, visits[0])
         agent.wait(serial, max(self._limit - time.monotonic(), 0) + 2.0)
@@ -378,13 +419,19 @@ class Stopper:
             abi.StopReason.NO_HANDLER: "the process may not set a signal handler",
             abi.StopReason.NO_STACK: f"the stack of {thread} could not be found or is too large to be checked",
         }
-        code = "changed-under-us" if reason is abi.StopReason.MISMATCH else f"stop-{reason.name.lower().replace('_', '-')}"
+        code = (
+            "changed-under-us" if reason is abi.StopReason.MISMATCH else f"stop-{reason.name.lower().replace('_', '-')}"
+        )
         return NotNow(Reason(code, str(tid or pid), f"process {pid}: {words[reason]}"))
 
     def _active(self, thread: str, address: int) -> str:
         ranges = sorted(self._request.forbidden, key=lambda f: f.low)
         index = bisect_right(ranges, address, key=lambda f: f.low) - 1
-        name = next((f.name for f in ranges[max(index, 0) :: -1] if f.low < address < f.high), f"{address:#x}") if ranges else "?"
+        name = (
+            next((f.name for f in ranges[max(index, 0) :: -1] if f.low < address < f.high), f"{address:#x}")
+            if ranges
+            else "?"
+        )
         return f"process {self.agent.process.pid}: {thread} is inside {name}, which is to be replaced"
 
     def _settle(self, table_at: int) -> None:
@@ -432,7 +479,9 @@ class Stopper:
                     since(row.released),
                 )
             )
-        threads.extend(ThreadBreak(tid, self._names.get(tid, ""), "absent", False, 0.0, 0.0, 0.0) for tid in self._absent)
+        threads.extend(
+            ThreadBreak(tid, self._names.get(tid, ""), "absent", False, 0.0, 0.0, 0.0) for tid in self._absent
+        )
         last_out = max((t.released_us for t in threads), default=at[abi.Stamp.RELEASED])
         phases = {
             "stop": at[abi.Stamp.PARKED] + (at[abi.Stamp.STOPPED] - at[abi.Stamp.CHECKED]),

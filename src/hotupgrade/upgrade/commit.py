@@ -104,7 +104,9 @@ class Commit:
         process = self._session.process
         for word in self._change.words:
             if process.read_word(word.address) != word.new:
-                raise HotUpgradeError(f"the word at {word.address:#x} is not what was written there: something else changes it")
+                raise HotUpgradeError(
+                    f"the word at {word.address:#x} is not what was written there: something else changes it"
+                )
 
     def record(self, ledger: Ledger) -> None:
         """Replace the ledger in force by one that says more, by a single store."""

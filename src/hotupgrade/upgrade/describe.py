@@ -52,7 +52,9 @@ def planned(item: Planned, memory: int) -> Document:
     plan = item.plan
     document = compared(item.candidate)
     placed = plan.placed.placed
-    document["functions"]["placed"] = len(placed) if placed is not None else int((plan.placed.build.entities.kind == 1).sum())
+    document["functions"]["placed"] = (
+        len(placed) if placed is not None else int((plan.placed.build.entities.kind == 1).sum())
+    )
     document["objects"]["constants_updated"] = list(plan.objects.get("constants-updated", ()))
     document |= {
         "base": plan.placed.base,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ _OUTCOMES = {1: "internal-error", 2: "wrong-use", 3: "refused", 4: "not-now"}
 
 
 def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def head(command: str, pid: int | None = None, name: str = "", outcome: str = "done") -> Document:

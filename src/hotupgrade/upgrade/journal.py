@@ -28,7 +28,9 @@ def append(entry: dict[str, Any], folder: Path | None = None) -> None:
     """Add one entry; written by a single append, under a lock, and synced."""
     folder = folder or state_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "journal.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(
+        folder / "journal.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+    )
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.write(descriptor, msgspec.json.encode({"format": FORMAT_VERSION, **entry}) + b"\n")

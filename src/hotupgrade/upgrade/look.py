@@ -76,7 +76,8 @@ def status(pid: int) -> Document:
                 for g in ledger.generations
             ],
             "modules": [
-                {"name": m.name, "build_id": m.images[m.current].build_id, "images": len(m.images)} for m in ledger.modules
+                {"name": m.name, "build_id": m.images[m.current].build_id, "images": len(m.images)}
+                for m in ledger.modules
             ],
             "memory_bytes": sum(image.pages for image in images),
         }

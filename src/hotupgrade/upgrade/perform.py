@@ -245,7 +245,11 @@ class _Work:
         while not leaders(process.threads(), process.pid, only_main=True):
             if time.monotonic() > limit:
                 raise NotNow(
-                    Reason("main-busy", str(process.pid), "the new build has constructors, but the main thread is never asleep to run them")
+                    Reason(
+                        "main-busy",
+                        str(process.pid),
+                        "the new build has constructors, but the main thread is never asleep to run them",
+                    )
                 )
             time.sleep(0.005)
 
@@ -394,7 +398,9 @@ def _image_record(candidate: Candidate, item: Planned, index: int, pages: int = 
         tls_offsets=dict(image.tls_offsets),
         exports={
             name: address
-            for name, address in (new_exports(image.build, candidate.comparisons[0], image.base) if index else {}).items()
+            for name, address in (
+                new_exports(image.build, candidate.comparisons[0], image.base) if index else {}
+            ).items()
             if image.build.by_name.get(name) in image.owned
         },
         pages=pages,

@@ -55,14 +55,30 @@ def find_module(modules: Sequence[Module], build: Build, path: str, name: str | 
     wanted = name or build.soname
     if build.executable and name is None:
         raise Refused(
-            Reason("executable", path, f"{path} is an executable; this version upgrades shared libraries only (the main program is next)")
+            Reason(
+                "executable",
+                path,
+                f"{path} is an executable; this version upgrades shared libraries only (the main program is next)",
+            )
         )
     found = [m for m in modules if wanted and not m.executable and wanted in (m.name, Path(m.path).name)]
     if not found:
-        what = f"no library named {wanted}" if wanted else "nothing that it could replace, as it has no SONAME (say --module NAME=FILE)"
-        raise Refused(Reason("no-such-module", path, f"{path} is no newer build of anything in the process: it holds {what}"))
+        what = (
+            f"no library named {wanted}"
+            if wanted
+            else "nothing that it could replace, as it has no SONAME (say --module NAME=FILE)"
+        )
+        raise Refused(
+            Reason("no-such-module", path, f"{path} is no newer build of anything in the process: it holds {what}")
+        )
     if len(found) > 1:
-        raise Refused(Reason("several-modules", path, f"the process holds {len(found)} modules named {wanted}; it cannot be told which is meant"))
+        raise Refused(
+            Reason(
+                "several-modules",
+                path,
+                f"the process holds {len(found)} modules named {wanted}; it cannot be told which is meant",
+            )
+        )
     return found[0]
 
 
@@ -107,7 +123,9 @@ def examine(
     return candidates
 
 
-def find_room(session: Session, candidate: Candidate, size: int, low: int, high: int, taken: list[tuple[int, int]]) -> int:
+def find_room(
+    session: Session, candidate: Candidate, size: int, low: int, high: int, taken: list[tuple[int, int]]
+) -> int:
     """A base for an image within reach of the module's homes.
 
     Raises:
@@ -145,7 +163,10 @@ class Planned:
     def index(self) -> int:
         """The index of the image that becomes current."""
         for index, image in enumerate(self.record_images):
-            if image is self.plan.placed or (image.build.build_id, image.base) == (self.plan.placed.build.build_id, self.plan.placed.base):
+            if image is self.plan.placed or (image.build.build_id, image.base) == (
+                self.plan.placed.build.build_id,
+                self.plan.placed.base,
+            ):
                 return index
         raise AssertionError("a plan names an image that the module does not have")
 

@@ -30,7 +30,11 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
     with Session(pid, exclusive=True) as session:
         if session.agent is None or not session.ledger.generations:
             raise Refused(
-                Reason("nothing-to-roll-back", str(pid), f"process {pid} runs what it started with; there is nothing to roll back")
+                Reason(
+                    "nothing-to-roll-back",
+                    str(pid),
+                    f"process {pid} runs what it started with; there is nothing to roll back",
+                )
             )
         recover(session.agent, session.ledger, session.modules)
         generation = session.ledger.generations[-1]
@@ -60,7 +64,9 @@ def undo_last(session: Session, timeout: float) -> None:
     _undo(session, session.ledger.generations[-1], timeout, time.monotonic())
 
 
-def _undo(session: Session, generation: Generation, timeout: float, begin: float) -> tuple[StopReport, Change, float, float]:
+def _undo(
+    session: Session, generation: Generation, timeout: float, begin: float
+) -> tuple[StopReport, Change, float, float]:
     agent = session.require_agent(timeout)
     change = Change(
         reverse([Word(*word) for word in unpack_words(generation.data)]),

@@ -44,7 +44,9 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.process.__exit__(kind, value, trace)
 
     def require_agent(self, timeout: float) -> Agent:
@@ -78,10 +80,20 @@ def _require_x86_64(process: Process) -> None:
         raise denied(process.pid, "reading its executable") from None
     except OSError:
         raise Refused(
-            Reason("no-executable", str(process.pid), f"process {process.pid} has no executable: it is a kernel thread or has ended")
+            Reason(
+                "no-executable",
+                str(process.pid),
+                f"process {process.pid} has no executable: it is a kernel thread or has ended",
+            )
         ) from None
     if header[:5] != b"\x7fELF\x02" or struct.unpack_from("<H", header, 18)[0] != _EM_X86_64:
-        raise Refused(Reason("wrong-architecture", str(process.pid), f"process {process.pid} is no x86-64 program; only those can be upgraded"))
+        raise Refused(
+            Reason(
+                "wrong-architecture",
+                str(process.pid),
+                f"process {process.pid} is no x86-64 program; only those can be upgraded",
+            )
+        )
 
 
 def _require_free(process: Process) -> None:

@@ -22,7 +22,9 @@ def open_new(path: Path, cache: Cache) -> Build:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise Refused(Reason("unreadable", str(path), f"{path} cannot be read: {os.strerror(error.errno or 0)}")) from None
+        raise Refused(
+            Reason("unreadable", str(path), f"{path} cannot be read: {os.strerror(error.errno or 0)}")
+        ) from None
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

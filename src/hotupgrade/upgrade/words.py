@@ -17,7 +17,7 @@ def to_words(edits: Iterable[Edit]) -> tuple[list[Word], list[Word]]:
         table = code if edit.kind is EditKind.JUMP else data
         for offset in range(0, len(edit.old), 8):
             old, new = edit.old[offset : offset + 8], edit.new[offset : offset + 8]
-            before, after = table.setdefault(edit.address + offset, (old, bytearray(old)))
+            _before, after = table.setdefault(edit.address + offset, (old, bytearray(old)))
             for index in range(8):
                 if new[index] != old[index]:
                     after[index] = new[index]

@@ -14,6 +14,7 @@ static long slow(long x)
 
 static long (*choose(void))(long)
 {
+    __builtin_cpu_init();
     return __builtin_cpu_supports("sse2") ? fast : slow;
 }
 

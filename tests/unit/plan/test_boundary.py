@@ -26,7 +26,7 @@ __asm__(".section .rodata\\n.balign 8\\n"
 """
 
 NAMED = ".globl second\\n.hidden second\\n.type second, @object\\nsecond: .quad 4, 5\\n.size second, 16\\n"
-NAMELESS = ".Lsecond: .asciz \\\"some text\\\"\\n"
+NAMELESS = '.Lsecond: .asciz \\"some text\\"\\n'
 
 START, END, UNCLEAR = "start", "end", "unclear"
 

@@ -214,12 +214,27 @@ def test_a_local_function_drags_its_callers_up_to_the_plain_interface(compiler: 
     assert names == {"leaf", "middle", "top"}
 
 
-def test_an_address_taken_function_drags_nobody(compiler: Compiler) -> None:
-    old = compiler.build(HEAD + LOCAL.format(operation="+", operation2="+"))
-    new = compiler.build(HEAD + LOCAL.format(operation="+", operation2="-"))
+def test_a_function_that_is_called_through_a_pointer_drags_nobody(compiler: Compiler) -> None:
+    text = (
+        "static __attribute__((noinline)) int taken(int x) { return x {0} 3; } "
+        "int (*pointer)(int) = taken; int user(int x) { return pointer(x); }"
+    )
+    old, new = (compiler.build(HEAD + text.replace("{0}", operation)) for operation in "+-")
     comparison = compare(old, new)
     assert changed(comparison) == {"taken"}
     assert dragged(comparison) == {}
+
+
+def test_an_address_taken_function_drags_those_who_call_it_directly(compiler: Compiler) -> None:
+    """The compiler may have kept a value, around such a call, in a register that it saw the callee leave alone."""
+    text = (
+        "static __attribute__((noinline)) int taken(int x) { return x {0} 3; } int (*pointer)(int) = taken; "
+        "int user(int x) { return taken(x) + x; } int other(int x) { return pointer(x); }"
+    )
+    old, new = (compiler.build(HEAD + text.replace("{0}", operation)) for operation in "+-")
+    comparison = compare(old, new)
+    assert changed(comparison) == {"taken"}
+    assert set(dragged(comparison)) == {"user"}
 
 
 def test_a_cold_part_goes_with_its_function(compiler: Compiler) -> None:

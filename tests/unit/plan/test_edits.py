@@ -76,7 +76,8 @@ def test_jumps_of_one_plan(compiler: Compiler) -> None:
 def test_entries_that_straddle_words(compiler: Compiler) -> None:
     """Functions at odd places: two words, and two functions that share one."""
     text = "".join(
-        f'".globl f{n}\\n.type f{n}, @function\\nf{n}: mov ${{value}}, %eax\\nret\\n.size f{n}, . - f{n}\\n"' for n in range(8)
+        f'".globl f{n}\\n.type f{n}, @function\\nf{n}: mov ${{value}}, %eax\\nret\\n.size f{n}, . - f{n}\\n"'
+        for n in range(8)
     )
     source = '__asm__(".text\\n.balign 64\\n"' + text + ");"
     old, new = (compiler.build(source.format(value=value)) for value in (1, 2))
@@ -126,7 +127,9 @@ def test_three_generations(compiler: Compiler) -> None:
 def test_the_relinked_first_bytes_of_a_later_copy_are_restored(compiler: Compiler) -> None:
     """The entry begins with a reference that was re-pointed: the file does not hold those bytes."""
     first, second, third = (
-        compiler.build(f"static int state; void set(int x) {{ state = {n}; state += x; }} int get(void) {{ return state; }}")
+        compiler.build(
+            f"static int state; void set(int x) {{ state = {n}; state += x; }} int get(void) {{ return state; }}"
+        )
         for n in (1, 2, 3)
     )
     scene = FakeScene(first)
@@ -234,7 +237,11 @@ def test_patchwork_shares_words_and_leaves_out_what_is_equal() -> None:
     patchwork.add(24, memory[24:40], EditKind.CONSTANT, "equal")
     patchwork.add(40, b"\0" * 3, EditKind.CONSTANT, "partly")
     edits = patchwork.edits()
-    assert [(edit.address, len(edit.new), edit.what) for edit in edits] == [(0, 16, "one"), (16, 8, "two"), (40, 8, "partly")]
+    assert [(edit.address, len(edit.new), edit.what) for edit in edits] == [
+        (0, 16, "one"),
+        (16, 8, "two"),
+        (40, 8, "partly"),
+    ]
     merged = bytearray(memory)
     for edit in edits:
         assert memory[edit.address : edit.address + len(edit.old)] == edit.old

@@ -9,7 +9,6 @@ import pytest
 
 from hotupgrade.plan.model import ModulePlan
 from hotupgrade.plan.options import PlanOptions
-
 from unit.plan.inprocess import World, compile_library, in_child
 
 WHOLE = PlanOptions(whole=True)

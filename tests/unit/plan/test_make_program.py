@@ -11,7 +11,6 @@ import pytest
 
 from hotupgrade.plan.model import EditKind, ModulePlan
 from hotupgrade.plan.options import PlanOptions
-
 from unit.plan.inprocess import RTLD_GLOBAL, RTLD_NOW, World, compile_library, in_child
 
 _DT_FLAGS_1 = 0x6FFFFFFB

@@ -10,7 +10,6 @@ import pytest
 
 from hotupgrade.errors import Refused
 from hotupgrade.plan.options import PlanOptions
-
 from unit.plan.inprocess import World, compile_library, in_child
 
 WHOLE = PlanOptions(whole=True)

@@ -62,7 +62,9 @@ int unrelated(void) {{ return {value}; }}
 
 
 @pytest.mark.parametrize("sizes", [(64, 128), (128, 64)])
-def test_a_resized_variable_is_refused_with_both_sizes_and_its_users(compiler: Compiler, sizes: tuple[int, int]) -> None:
+def test_a_resized_variable_is_refused_with_both_sizes_and_its_users(
+    compiler: Compiler, sizes: tuple[int, int]
+) -> None:
     old, new = (compiler.build(BUFFER.format(size=size, value=1)) for size in sizes)
     refusals, _ = judge(old, new)
     assert codes(refusals) == {"buffer": "object-resized"}
@@ -90,7 +92,9 @@ def test_a_constant_may_be_resized_when_all_its_users_come_along(compiler: Compi
 
 
 def test_a_constant_may_not_be_resized_when_a_variable_points_to_it(compiler: Compiler) -> None:
-    more = "static const int *current = table; int now(void) {{ return *current++; }}".replace("{{", "{").replace("}}", "}")
+    more = "static const int *current = table; int now(void) {{ return *current++; }}".replace("{{", "{").replace(
+        "}}", "}"
+    )
     old = compiler.build(TABLE.format(values="1, 2, 3", more=more), "-O1")
     new = compiler.build(TABLE.format(values="1, 2, 3, 4", more=more), "-O1")
     refusals, _ = judge(old, new)

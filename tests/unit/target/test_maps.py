@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 
 from hypothesis import given
@@ -12,14 +13,19 @@ LINE = "7f0000001000-7f0000003000 r-xp 00001000 fe:00 1234                      
 
 def test_a_line_is_read() -> None:
     (mapping,) = parse_maps(LINE)
-    assert mapping == Mapping(0x7F0000001000, 0x7F0000003000, "r-xp", 0x1000, "fe:00", 1234, "/usr/lib/a b.so (deleted)")
-    assert mapping.readable and mapping.executable and mapping.private and not mapping.writable
+    assert mapping == Mapping(
+        0x7F0000001000, 0x7F0000003000, "r-xp", 0x1000, "fe:00", 1234, "/usr/lib/a b.so (deleted)"
+    )
+    assert mapping.readable
+    assert mapping.executable
+    assert mapping.private
+    assert not mapping.writable
 
 
 def test_own_maps_hold_own_code() -> None:
     maps = read_maps(os.getpid())
     assert any(m.path == "[stack]" for m in maps)
-    assert all(a.end <= b.start for a, b in zip(maps, maps[1:], strict=False))
+    assert all(a.end <= b.start for a, b in itertools.pairwise(maps))
 
 
 def test_mapping_at_finds_only_what_holds_the_address() -> None:
@@ -50,18 +56,24 @@ def test_a_free_base_is_free_and_within_bounds(maps: list[Mapping], pages: int, 
         assert not wide
         return
     assert base % PAGE == 0
-    assert low <= base and base + size <= high
+    assert low <= base
+    assert base + size <= high
     assert all(m.end <= base or m.start >= base + size for m in maps)
 
 
 def test_room_below_the_stack_is_taken_from_its_lower_end() -> None:
-    maps = [Mapping(0x100000, 0x200000, "r--p", 0, "", 0, "a"), Mapping(0x900000, 0xA00000, "rw-p", 0, "", 0, "[stack]")]
+    maps = [
+        Mapping(0x100000, 0x200000, "r--p", 0, "", 0, "a"),
+        Mapping(0x900000, 0xA00000, "rw-p", 0, "", 0, "[stack]"),
+    ]
     base = free_base(maps, 0x1000, 0x200000, 0x900000)
-    assert base is not None and base - 0x200000 < 0x900000 - base
+    assert base is not None
+    assert base - 0x200000 < 0x900000 - base
 
 
 def test_taken_ranges_are_left_alone() -> None:
     first = free_base([], 0x1000, 0x100000, 0x200000)
     assert first is not None
     second = free_base([], 0x1000, 0x100000, 0x200000, [(first, first + 0x1000)])
-    assert second is not None and abs(second - first) >= 0x1000
+    assert second is not None
+    assert abs(second - first) >= 0x1000

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +12,6 @@ from hotupgrade.target.stop import Forbidden, merge
 def test_merged_ranges_are_sorted_disjoint_and_cover_the_same(pairs: list[tuple[int, int]]) -> None:
     ranges = [Forbidden(low, low + size, "f") for low, size in pairs]
     merged = merge(ranges)
-    assert all(a[1] <= b[0] for a, b in zip(merged, merged[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(merged))
     covered = {at for r in ranges for at in range(r.low, r.high)}
     assert {at for low, high in merged for at in range(low, high)} == covered

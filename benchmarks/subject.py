@@ -1,0 +1,128 @@
+"""The small program that the curves are measured on: its library in two versions, and a way to talk to it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+SOURCE = Path(__file__).parent / "programs" / "subject.c"
+SONAME = "libfunctions.so.1"
+FLAGS = ("-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
+
+
+@dataclass(frozen=True)
+class Builds:
+    """The program and the two versions of its library, which differ in every function."""
+
+    program: Path
+    old: Path
+    new: Path
+
+
+def build(functions: int, directory: Path) -> Builds:
+    """Compile everything for a library with so many functions."""
+    libraries = []
+    for version in (1, 2):
+        place = directory / f"functions-{functions}-v{version}"
+        place.mkdir(parents=True, exist_ok=True)
+        source = place / "functions.c"
+        source.write_text(_library(functions, version))
+        libraries.append(place / SONAME)
+        # Placing functions at 16 bytes, as -O2 does, leaves room for a jump in the smallest of them.
+        _compile("-fPIC", "-shared", f"-Wl,-soname,{SONAME}", str(source), "-o", str(libraries[-1]))
+    program = directory / f"subject-{functions}"
+    rpath = f"-Wl,-rpath,{libraries[0].parent}"
+    _compile(str(SOURCE), str(libraries[0]), rpath, "-o", str(program))
+    return Builds(program, *libraries)
+
+
+def _library(functions: int, version: int) -> str:
+    lines = ["typedef long function(long);"]
+    for number in range(functions):
+        lines.append(f"long function_{number}(long x);")
+        lines.append(f"long function_{number}(long x) {{ return x * {number % 97 + 3} + {version * 100000 + number}; }}")
+    names = ", ".join(f"function_{number}" for number in range(functions))
+    lines += [
+        "extern function *const functions[];",
+        "extern const int function_count;",
+        f"function *const functions[] = {{{names}}};",
+        f"const int function_count = {functions};",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _compile(*words: str) -> None:
+    done = subprocess.run(["gcc", *FLAGS, *words], capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise RuntimeError(f"gcc {' '.join(words)}:\n{done.stderr}")
+
+
+class Subject:
+    """The program, running; leaving the context ends it."""
+
+    def __init__(self, builds: Builds, sleepers: int, cores: Sequence[int]) -> None:
+        self.builds = builds
+        self._process = subprocess.Popen(
+            [str(builds.program), str(sleepers), *map(str, cores)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        try:
+            if self._line() != "ready":
+                raise RuntimeError("the small program did not start")
+            self.rate = float(self.ask("rate"))
+            self.busy = [int(word) for word in self.ask("tids").split()]
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, *words: object) -> str:
+        assert self._process.stdin is not None
+        self._process.stdin.write(" ".join(map(str, words)) + "\n")
+        return self._line()
+
+    def largest_us(self, tid: int) -> float:
+        """The largest gap of the window."""
+        return int(self.ask("largest", tid)) / self.rate
+
+    def gap_us(self, tid: int, tick: int) -> float | None:
+        """The gap that contains a moment."""
+        ticks = int(self.ask("gap", tid, tick))
+        return ticks / self.rate if ticks else None
+
+    def is_new(self) -> bool:
+        """Whether the new library's code runs."""
+        return int(self.ask("value", 0)) == 200000
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            self._process.kill()
+        self._process.wait(10)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.end()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the small program ended with {self._process.wait(10)}")
+        return line.strip()
