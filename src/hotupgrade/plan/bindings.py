@@ -31,19 +31,21 @@ class Bindings:
         self._known: dict[Key, int | None] = {}
 
     def address(self, symbol: str, version: str) -> int | None:
-        """What the symbol is bound to; None where neither image 0 nor the loader knows it."""
+        """The address that the symbol is bound to, as it is compared; None where nobody defines it.
+
+        Slots for calls come last: with ``--imports`` they may lead past the home of another module's function.
+        """
         key = (symbol, version)
         if key not in self._known:
             self._known[key] = self._find(key)
         return self._known[key]
 
-    def bound(self, symbol: str, version: str) -> int | None:
-        """What a slot of image 0 for this symbol holds, if the loader has filled it in already."""
-        for relocation in (Relocation.GLOB_DAT, Relocation.JUMP_SLOT):
-            value = self.word(relocation, symbol, version)
-            if value is not None and not (relocation == Relocation.JUMP_SLOT and self.in_stubs(value)):
-                return self.home_of(value)
-        return None
+    def callee(self, symbol: str, version: str) -> int | None:
+        """Where a call of the symbol leads, if the loader has bound a slot of image 0 for it already."""
+        value = self.word(Relocation.JUMP_SLOT, symbol, version)
+        if value is None or self.in_stubs(value):
+            value = self.word(Relocation.GLOB_DAT, symbol, version)
+        return None if value is None else self.home_of(value)
 
     def stub(self, symbol: str, version: str) -> int | None:
         """The address of image 0's own PLT stub for this symbol: as good as the function itself for calls."""
@@ -81,10 +83,10 @@ class Bindings:
         return address
 
     def _find(self, key: Key) -> int | None:
-        found = self.bound(*key)
-        if found is None and (resolved := self._scene.resolve(*key)) is not None:
-            found = self.home_of(resolved)
-        return found
+        found = self.word(Relocation.GLOB_DAT, *key)
+        if found is None:
+            found = self._scene.resolve(*key)
+        return self.callee(*key) if found is None else self.home_of(found)
 
     def _home_by_name(self, build: Build, row: int, address: int) -> int:
         for name in build.entities.aliases[row]:

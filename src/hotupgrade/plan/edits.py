@@ -170,14 +170,14 @@ class _ImageEntries:
     def _state(self, row: int, vaddr: int, content: bytes, moving: frozenset[int], extent: int) -> _State:
         original = self._build.read(vaddr, JUMP_SIZE)
         target = jump_target(self._image.base + vaddr, content)
-        if (
-            target is not None
-            and target != self._image.base + vaddr
-            and self._entries.is_copy(target, self._build.entities.aliases[row], self._index)
-        ):
-            return _State.OUR_JUMP
-        differing = {place for place in range(JUMP_SIZE) if content[place] != original[place]} - moving
-        return _State.FOREIGN if any(place < extent or self._index == 0 for place in differing) else _State.ORIGINAL
+        compared = range(JUMP_SIZE if self._index == 0 else min(JUMP_SIZE, extent))
+        if any(content[place] != original[place] and place not in moving for place in compared):
+            ours = target is not None and self._entries.is_copy(target, self._index)
+            return _State.OUR_JUMP if ours else _State.FOREIGN
+        # A function may begin with a jump of its own, to another function; relinking has changed where it leads.
+        names = self._build.entities.aliases[row]
+        ours = bool(moving) and target is not None and self._entries.is_copy(target, self._index, names)
+        return _State.OUR_JUMP if ours else _State.ORIGINAL
 
     def _moving_bytes(self, rows: Indices) -> dict[int, frozenset[int]]:
         """Bytes among the first of an entry that relinking may have changed (never in the loader's image)."""
@@ -202,14 +202,14 @@ class _KnownEntries:
     def __init__(self, images: Sequence[Image]) -> None:
         self._images = [(image, Rows(image.build), present(image, index)) for index, image in enumerate(images)]
 
-    def is_copy(self, address: int, names: Sequence[str], but: int) -> bool:
-        """Whether another image than ``but`` has a function of one of these names at this address."""
+    def is_copy(self, address: int, but: int, names: Sequence[str] | None = None) -> bool:
+        """Whether another image than ``but`` has a function (of one of these names) at this address."""
         for index, (image, rows, there) in enumerate(self._images):
             if index == but or not image.base <= address < image.base + image.build.span:
                 continue
             row, addend = rows.one_at(address - image.base)
             if row >= 0 and addend == 0 and there[row]:
-                return bool(_stems(image.build.entities.aliases[row]) & _stems(names))
+                return names is None or bool(_stems(image.build.entities.aliases[row]) & _stems(names))
         return False
 
 

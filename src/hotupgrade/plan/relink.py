@@ -154,7 +154,7 @@ class Linker:
         if row < 0:
             return self._imported(symbol.name, symbol.version, symbol.binding == _STB_WEAK, call)
         own = int(self.address[row])
-        loaders = self._loaders_choice(symbol, row)
+        loaders = self._loaders_choice(symbol, row, call)
         bound = own if loaders is None else loaders
         if symbol.type == _STT_GNU_IFUNC and bound == own:
             return self._unchosen(symbol.name, symbol.version)
@@ -176,19 +176,20 @@ class Linker:
                 return self._bindings.address(symbol.name, symbol.version)
         return None
 
-    def _loaders_choice(self, symbol: DynamicSymbol, row: int) -> int | None:
+    def _loaders_choice(self, symbol: DynamicSymbol, row: int, call: bool) -> int | None:
         """What a symbol that the module itself defines was bound to, or would be.
 
         A new one is the module's own, unless it is of the kind that all modules share.
         """
         if self._homes.owner[row] == NEW and symbol.binding not in (_STB_WEAK, _STB_GNU_UNIQUE):
             return None
-        return self._bindings.address(symbol.name, symbol.version)
+        bound = self._bindings.callee(symbol.name, symbol.version) if call else None
+        return self._bindings.address(symbol.name, symbol.version) if bound is None else bound
 
     def _imported(self, name: str, version: str, weak: bool, call: bool) -> int:
-        bound = self._bindings.bound(name, version)
-        if bound is None and call:
-            bound = self._bindings.stub(name, version)
+        bound = None
+        if call:
+            bound = self._bindings.callee(name, version) or self._bindings.stub(name, version)
         if bound is None:
             bound = self._bindings.address(name, version)
         if bound is None and not weak:

@@ -34,7 +34,7 @@ class Selection:
     """Flags are parallel to the rows of the new build."""
 
     needed: Flags  # functions that must run from the new image
-    functions: Flags  # functions whose code is in the image: those needed, and what belongs to them
+    functions: Flags  # functions whose code is in the image: those needed, and what belongs to them, or all
     every: References  # the build's references, with end pointers attributed to what ends there
     references: Indices  # those of these functions
     unclear: tuple[Unclear, ...]  # references that may mean either of two things which will part
@@ -56,9 +56,8 @@ def select(
 ) -> Selection:
     new = targets.build
     needed = needed_functions(images, current, new, comparisons, homes, intact)
-    if options.whole:
-        needed |= (new.entities.kind == Kind.FUNCTION) & ~immovable(new)
-    functions = with_pieces(new, needed, neighbours=True)
+    everything = (new.entities.kind == Kind.FUNCTION) & ~immovable(new)
+    functions = with_pieces(new, needed | everything if options.whole else needed, neighbours=True)
     every, unclear = settle(new, homes, functions)
     references = np.flatnonzero(functions[np.maximum(every.function, 0)] & (every.function >= 0))
     slots, stubs = _slots(new, every, references)
@@ -164,7 +163,7 @@ def _slots(new: Build, every: References, references: Indices) -> tuple[tuple[in
 def _data(
     targets: Targets, homes: Homes, every: References, references: Indices, slots: tuple[int, ...]
 ) -> tuple[Flags, tuple[int, ...]]:
-    """New data in use (named by code, by a slot, by a table with a home, by such data, or exported), and unnamed data."""
+    """New data (named by code, a slot, a table with a home or by each other, or exported), and unnamed data in use."""
     new = targets.build
     fresh = np.isin(new.entities.kind, DATA) & (homes.owner == NEW)
     rows = rows_named(every)[references]

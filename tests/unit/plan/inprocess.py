@@ -1,8 +1,8 @@
 """Upgrades libraries inside the test's own process: no agent, no tracing, but real code that really runs.
 
 The old library is loaded with ``dlopen``; a :class:`World` answers a plan's questions from the process itself and
-carries plans out with ``mmap`` and ``memmove``.  Tests run in forked children (:func:`in_child`), so that a crash is one
-failed test.
+carries plans out with ``mmap`` and ``memmove``.  Tests run in forked children (:func:`in_child`), so that a crash is
+one failed test.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class FakeScene:
                 return
         raise AssertionError(f"{address:#x} is not mapped")
 
-    def resolve(self, symbol: str, version: str) -> int | None:
+    def resolve(self, symbol: str, version: str) -> int | None:  # noqa: ARG002
         self.resolved.append(symbol)
         if symbol in self.externals:
             return self.externals[symbol]

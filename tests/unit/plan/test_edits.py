@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from itertools import pairwise
 
 import pytest
 
@@ -48,6 +49,15 @@ def leads_to(scene: FakeScene, address: int) -> int | None:
     return jump_target(address, scene.read(address, 5))
 
 
+def asm(*functions: tuple[str, str]) -> str:
+    """C text of global functions (name, instructions) that follow one another without padding."""
+    text = "".join(
+        f".globl {name}\n.type {name}, @function\n{name}: {code}\n.size {name}, . - {name}\n"
+        for name, code in functions
+    )
+    return "__asm__(" + "".join(f'"{line}\\n"\n' for line in [".text", ".balign 64", *text.splitlines()]) + ");\n"
+
+
 SOURCE = """
 static int state;
 int get(void) {{ return state; }}
@@ -75,18 +85,13 @@ def test_jumps_of_one_plan(compiler: Compiler) -> None:
 
 def test_entries_that_straddle_words(compiler: Compiler) -> None:
     """Functions at odd places: two words, and two functions that share one."""
-    text = "".join(
-        f'".globl f{n}\\n.type f{n}, @function\\nf{n}: mov ${{value}}, %eax\\nret\\n.size f{n}, . - f{n}\\n"'
-        for n in range(8)
-    )
-    source = '__asm__(".text\\n.balign 64\\n"' + text + ");"
-    old, new = (compiler.build(source.format(value=value)) for value in (1, 2))
+    old, new = (compiler.build(asm(*((f"f{n}", f"mov ${value}, %eax\nret") for n in range(8)))) for value in (1, 2))
     assert {int(entry(old, f"f{n}")) % 8 for n in range(8)} == {0, 6, 4, 2}
     scene = FakeScene(old)
     made = plan(scene, [Image(old, BASE)], 0, new, SECOND)
     spans = [(edit.address, edit.address + len(edit.new)) for edit in made.edits]
     assert all(low % 8 == high % 8 == 0 for low, high in spans)
-    assert all(one[1] <= two[0] for one, two in zip(spans, spans[1:], strict=False))
+    assert all(one[1] <= two[0] for one, two in pairwise(spans))
     apply(scene, made)
     for n in range(8):
         assert leads_to(scene, entry(old, f"f{n}")) == entry(new, f"f{n}", SECOND)
@@ -146,10 +151,7 @@ def test_the_relinked_first_bytes_of_a_later_copy_are_restored(compiler: Compile
 
 
 def test_whole_redirects_what_did_not_change_except_where_code_runs_over_it(compiler: Compiler) -> None:
-    loop = (
-        '__asm__(".text\\n.globl spin\\n.type spin, @function\\nspin: dec %edi\\njnz spin+2\\nret\\n.size spin, . - spin\\n'
-        '.globl wait\\n.type wait, @function\\nwait: nop\\n1: dec %edi\\njnz 1b\\nmov $1, %eax\\nret\\n.size wait, . - wait\\n");'
-    )
+    loop = asm(("spin", "dec %edi\njnz spin+2\nret"), ("wait", "nop\n1: dec %edi\njnz 1b\nmov $1, %eax\nret"))
     old, new = (compiler.build(SOURCE.format(factor=factor, other=7) + loop) for factor in (3, 5))
     scene = FakeScene(old)
     made = plan(scene, [Image(old, BASE)], 0, new, SECOND, WHOLE)
@@ -163,11 +165,7 @@ def test_whole_redirects_what_did_not_change_except_where_code_runs_over_it(comp
 
 
 def test_a_changed_function_may_branch_into_its_first_bytes(compiler: Compiler) -> None:
-    loop = (
-        '__asm__(".text\\n.globl wait\\n.type wait, @function\\nwait: nop\\n1: dec %edi\\njnz 1b\\nmov ${}, %eax\\nret\\n'
-        '.size wait, . - wait\\n");'
-    )
-    old, new = (compiler.build(loop.format(n)) for n in (1, 2))
+    old, new = (compiler.build(asm(("wait", f"nop\n1: dec %edi\njnz 1b\nmov ${n}, %eax\nret"))) for n in (1, 2))
     made = plan(FakeScene(old), [Image(old, BASE)], 0, new, SECOND)
     assert [edit.what for edit in made.edits] == ["wait"]
 
@@ -203,10 +201,7 @@ def test_intact_entries() -> None:
 
 
 def test_symbols_inside_the_first_bytes_are_no_room(compiler: Compiler) -> None:
-    source = (
-        '__asm__(".text\\n.globl outer\\n.type outer, @function\\nouter: nop\\nnop\\n.globl inner\\n.type inner, @function\\n'
-        'inner: mov $1, %eax\\nret\\n.size inner, . - inner\\n.size outer, . - outer\\n");'
-    )
+    source = asm(("outer", "nop\nnop\n.globl inner\n.type inner, @function\ninner: mov $1, %eax\nret\n.size inner, 6"))
     build = compiler.build(source)
     names = build.entities.names
     assert not has_room(build, names.index("outer"))
@@ -214,16 +209,13 @@ def test_symbols_inside_the_first_bytes_are_no_room(compiler: Compiler) -> None:
 
 
 def test_branches_to_the_entry_itself_are_no_obstacle(compiler: Compiler) -> None:
-    source = '__asm__(".text\\n.globl f\\n.type f, @function\\nf: dec %edi\\nnop\\nnop\\nnop\\njnz f\\nret\\n.size f, . - f\\n");'
+    source = asm(("f", "dec %edi\nnop\nnop\nnop\njnz f\nret"))
     build = compiler.build(source)
     assert branching_into_entry(build, build.entities.kind == 1) == frozenset()
 
 
 def test_near_branches_into_the_entry_are_found(compiler: Compiler) -> None:
-    source = (
-        '__asm__(".text\\n.globl f\\n.type f, @function\\nf: nop\\n1: dec %edi\\n.fill 300, 1, 0x90\\njnz 1b\\njmp 1b\\nret\\n'
-        '.size f, . - f\\n");'
-    )
+    source = asm(("f", "nop\n1: dec %edi\n.fill 300, 1, 0x90\njnz 1b\njmp 1b\nret"))
     build = compiler.build(source)
     found = branching_into_entry(build, build.entities.kind == 1)
     assert [build.entities.names[row] for row in found] == ["f"]

@@ -57,8 +57,9 @@ int add(int value) {
     calls++;
     return total += value;
 }
-int count(void) { int found = 0; for (struct list *i = head.next; i != &head; i = i->next) { found++; } return found; }
-int sum(void) { int found = 0; for (struct list *i = head.next; i != &head; i = i->next) { found += i->value; } return found; }
+#define EACH for (struct list *i = head.next; i != &head; i = i->next)
+int count(void) { int found = 0; EACH { found++; } return found; }
+int sum(void) { int found = 0; EACH { found += i->value; } return found; }
 unsigned int made(void) { return calls; }
 typedef int (*callback)(int);
 static callback registered;
@@ -216,7 +217,11 @@ def test_constants_without_pointers_are_updated_in_place(tmp_path: Path) -> None
 def test_a_constant_that_grew_moves_with_its_users(tmp_path: Path) -> None:
     source = """
     static const short table[] = { 10, 20, 30 };
-    int total(void) { int sum = 0; for (unsigned i = 0; i < sizeof table / sizeof *table; i++) { sum += table[i]; } return sum; }
+    int total(void) {
+        int sum = 0;
+        for (unsigned i = 0; i < sizeof table / sizeof *table; i++) { sum += table[i]; }
+        return sum;
+    }
     """
     world = World(tmp_path, compile_library(tmp_path, source, "-O1"))
     assert world.call("total") == 60

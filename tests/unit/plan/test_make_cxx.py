@@ -91,7 +91,10 @@ def test_an_exception_crosses_from_new_code_to_old(tmp_path: Path) -> None:
     source = """
     struct Shared { int value; };
     extern "C" __attribute__((noinline)) void thrower(int value) { throw Shared{value + %d}; }
-    extern "C" int run(int value) { try { thrower(value); } catch (const Shared &shared) { return shared.value; } return 0; }
+    extern "C" int run(int value) {
+        try { thrower(value); } catch (const Shared &shared) { return shared.value; }
+        return 0;
+    }
     """
     world = World(tmp_path, compile_library(tmp_path, source % 1, language="c++"))
     plan = world.upgrade(compile_library(tmp_path, source % 5, language="c++"))
@@ -105,7 +108,11 @@ def test_virtual_functions_and_type_identity(tmp_path: Path, options: PlanOption
     source = """
     #include <typeinfo>
     struct Base { virtual ~Base() {} virtual int area() const = 0; virtual int twice() const { return 2 * area(); } };
-    struct Square : Base { int side; explicit Square(int s) : side(s) {} int area() const override { return side * side%(more)s; } };
+    struct Square : Base {
+        int side;
+        explicit Square(int s) : side(s) {}
+        int area() const override { return side * side%(more)s; }
+    };
     %(extra)s
     extern "C" Base *make(int side) { return new Square(side); }
     extern "C" int area(Base *base) { return base->area(); }
@@ -176,3 +183,24 @@ def test_the_reduced_tables_are_small(tmp_path: Path) -> None:
         assert records == 2
 
     check()
+
+
+@BOTH
+@in_child
+def test_exception_specifications(tmp_path: Path, options: PlanOptions) -> None:
+    source = """
+    #include <exception>
+    struct Bad {}; struct Listed { int value; };
+    static void replace() { throw Listed(); }
+    extern "C" void thrower(int kind) throw(int, Listed) { if (kind == 0) throw %d; if (kind == 1) throw Bad(); }
+    extern "C" int run(int kind) {
+        std::set_unexpected(replace);
+        try { thrower(kind); } catch (int value) { return value; } catch (const Listed &) { return -1; }
+        return 0;
+    }
+    """
+    flags = ("-std=gnu++98", "-Wno-deprecated")
+    world = World(tmp_path, compile_library(tmp_path, source % 5, *flags, language="c++"))
+    assert [world.call("run", kind) for kind in range(3)] == [5, -1, 0]
+    world.upgrade(compile_library(tmp_path, source % 6, *flags, language="c++"), options)
+    assert [world.call("run", kind) for kind in range(3)] == [6, -1, 0]

@@ -1,4 +1,4 @@
-"""Executables: copy relocations, direct references.  A program can be loaded like a library once a flag is taken away."""
+"""Executables: copy relocations, direct references.  Once a flag is gone, a program can be loaded like a library."""
 
 from __future__ import annotations
 
@@ -30,10 +30,13 @@ extern const struct entry shared_table[2];
 extern int shared_counter;
 extern int library_sum(void);
 static int own = 1;
-__attribute__((visibility("default"))) int run(int x) { own += x; shared_counter++; return own * %(factor)d + shared_table[0].value + library_sum(); }
-__attribute__((visibility("default"))) const struct entry *table(void) { return shared_table; }
-__attribute__((visibility("default"))) int *counter(void) { return &shared_counter; }
-__attribute__((visibility("default"))) int (*taken(void))(int) { return run; }
+int run(int x) {
+    own += x; shared_counter++;
+    return own * %(factor)d + shared_table[0].value + library_sum();
+}
+const struct entry *table(void) { return shared_table; }
+int *counter(void) { return &shared_counter; }
+int (*taken(void))(int) { return run; }
 int main(void) { printf("%%d\\n", run(1)); return 0; }
 """
 
@@ -56,7 +59,7 @@ def program(directory: Path, source: str, library: Path) -> Path:
 
 
 def start(directory: Path, factor: int, library: Path) -> tuple[World, World]:
-    """The program and the library, with the variables copied as the loader does it at start (it does not in ``dlopen``)."""
+    """The program and the library, with the variables copied as the loader does it at start (not in ``dlopen``)."""
     started = World(directory, program(directory, PROGRAM % {"factor": factor}, library), mode=RTLD_NOW | RTLD_GLOBAL)
     loaded = World(directory, library)
     for name in ("shared_table", "shared_counter"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -269,7 +270,10 @@ def test_constants_at_home_get_only_the_words_that_differ(compiler: Compiler) ->
 
 def test_the_string_that_was_there_first_is_used_again(compiler: Compiler) -> None:
     """v1 → v2 → v1-like v3: the pointer goes back to the loader's string, not to a third one."""
-    source = 'static const char *const names[] = {{ "{name}", "last" }}; const char *name(int i) {{ return names[i]; }} {tail}'
+    source = """
+    static const char *const names[] = {{ "{name}", "last" }};
+    const char *name(int i) {{ return names[i]; }} {tail}
+    """
     first, second, third = (
         compiler.build(source.format(name=name, tail=tail))
         for name, tail in (("red", ""), ("blue", ""), ("red", "int extra(void) { return 1; }"))
@@ -330,7 +334,7 @@ def test_room_for_new_thread_locals(compiler: Compiler) -> None:
     assert layout is not None
     assert layout.request.alignment == 32
     spans = sorted((layout.offsets[row], layout.offsets[row] + int(build.entities.size[row])) for row in rows)
-    assert all(one[1] <= two[0] for one, two in zip(spans, spans[1:], strict=False))
+    assert all(one[1] <= two[0] for one, two in pairwise(spans))
     assert layout.offsets[names["two"]] % 32 == 0
     assert layout.offsets[names["three"]] % 4 == 0
     image = layout.request.initial

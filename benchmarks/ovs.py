@@ -1,0 +1,277 @@
+"""Open vSwitch with DPDK at full load: how long its polling thread is away, and what it does afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from samples import Effort, Result, Row
+from stops import Target, breaks
+
+from hotupgrade.binary.cache import Cache, default_cache
+from hotupgrade.plan.options import PlanOptions
+from hotupgrade.vswitch import demo
+from hotupgrade.vswitch.builds import SwitchBuild, find_build
+from hotupgrade.vswitch.switch import Switch
+
+BUILDS = Path("build/ovs")
+MODULES = demo.LIBRARIES
+WINDOW_SECONDS = 0.2
+MIB = 2**20
+
+
+def run(efforts: dict[str, Effort], wanted: Callable[[str], bool], say: Callable[[str], None]) -> list[Result]:
+    """Every benchmark on the switch.  Those of preparing come first: they want a process that was never upgraded."""
+    vulnerable, fixed = find_build("vulnerable", BUILDS), find_build("fixed", BUILDS)
+    results = []
+    parts: list[tuple[str, Callable[[Switch, SwitchBuild, Effort], Result]]] = [
+        ("prepare", prepare),
+        ("patches", patches),
+        ("whole", whole),
+        ("imports", imports),
+    ]
+    # One switch for each part: what one part has placed must not be there for the next.
+    for name, part in parts:
+        if not wanted(name):
+            continue
+        with Switch(vulnerable) as switch:
+            demo.prepare(switch)
+            say(f"{name}: switch {switch.pid} runs")
+            begin = time.monotonic()
+            result = part(switch, fixed, efforts[name])
+            result.seconds = time.monotonic() - begin
+            results.append(result)
+    return results
+
+
+# Preparing.
+
+
+def prepare(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
+    """How long it takes to plan the upgrade of libopenvswitch, with an empty cache and with a full one."""
+    result = Result("prepare")
+    library = fixed.library(MODULES[0])
+    result.facts["library_bytes"] = library.stat().st_size
+    for turn in effort.turns():
+        with tempfile.TemporaryDirectory(prefix="hotupgrade-bench-") as directory:
+            kinds = ("cold", "cached", "cached")
+            for kind in kinds if turn else kinds[:2]:
+                _take_preparation(result, kind, _prepare_once(switch.pid, Path(directory), library))
+    document = demo.run_hotupgrade(["upgrade", str(switch.pid), str(library), "--json"])  # fills the tool's own cache
+    result.facts["first_upgrade_phases_us"] = document["phases_us"]
+    for _ in range(min(effort.count, 5)):
+        demo.run_hotupgrade(["rollback", str(switch.pid), "--json"])
+        document = demo.run_hotupgrade(["upgrade", str(switch.pid), str(library), "--json"])
+        result.take("command_prepare", "s", document["phases_us"]["prepare"] / 1e6)
+    demo.run_hotupgrade(["rollback", str(switch.pid), "--json"])
+    for kind, words, limit in (("cold", "nothing known", 2.5), ("cached", "both builds known", 0.5)):
+        series, processor = result[kind], result[f"{kind}_processor"]
+        result.rows.append(
+            Row(
+                f"prepare, libopenvswitch, {words}",
+                f"{series.median:.2f} s (p95 {series.p95:.2f} s)",
+                f"processor time {processor.median:.2f} s",
+                f"≤ {limit} s",
+                series.median <= limit,
+                len(series.values),
+                "time waited for a processor" if series.median > 1.2 * processor.median else "",
+            )
+        )
+    again = result["command_prepare"]
+    result.rows.append(
+        Row("prepare, by a real upgrade command, image there already", f"{again.median:.2f} s", count=len(again.values))
+    )
+    return result
+
+
+def _prepare_once(pid: int, cache: Path, library: Path) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name("prepare_once.py")), str(pid), str(cache), str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout)
+    if found["outcome"] != "dry-run":
+        raise RuntimeError(f"the dry run was not made: {found['outcome']}")
+    return found
+
+
+def _take_preparation(result: Result, kind: str, found: dict[str, Any]) -> None:
+    result.take(kind, "s", found["seconds"])
+    result.take(f"{kind}_processor", "s", found["processor_seconds"])
+    result.take("import", "s", found["import_seconds"])
+
+
+# Stopping.
+
+
+def patches(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
+    """The three security patches: the break, the rate before and after, the memory."""
+    result = Result("patches")
+    target = _target(switch, fixed)
+    before = _memory(switch.pid)
+    time.sleep(1)
+    idle = _memory(switch.pid)
+    document = target.upgrade()
+    _take_memory(result, before, idle, _memory(switch.pid), document)
+    result.facts["functions"] = document["functions"]
+    target.rollback()
+    last = None
+    for _ in effort.turns():
+        # Four windows a turn: old, old, new, new.  Neighbours of one kind are the control of neighbours of two kinds.
+        first, second = switch.rate(WINDOW_SECONDS), switch.rate(WINDOW_SECONDS)
+        if last is not None:
+            result.take("rate_ratio", "1", last.ratio_to(first))  # new ÷ old, across a roll-back
+        _take_upgrade(result, target.upgrade())
+        third, last = switch.rate(WINDOW_SECONDS), switch.rate(WINDOW_SECONDS)
+        result.take("rate_ratio", "1", third.ratio_to(second))
+        result.take("rate_control", "1", second.ratio_to(first), last.ratio_to(third))
+        result.take("rate", "packets/s", first.per_second, second.per_second, third.per_second, last.per_second)
+        _take_rollback(result, target.rollback())
+    after = _memory(switch.pid)
+    result.facts["private_growth_of_all_turns_bytes"] = after - before
+    _break_rows(result, "three patches", 60, ratio=1.3)
+    ratio, control = result["rate_ratio"], result["rate_control"]
+    result.rows.append(
+        Row(
+            "rate after ÷ before, pairs of neighbouring windows",
+            f"× {ratio.median:.4f}",
+            f"× {control.median:.4f} without an upgrade between",
+            "≥ 0.99",
+            ratio.median >= 0.99,
+            len(ratio.values),
+            f"control spans {min(control.values):.3f} – {max(control.values):.3f}; "
+            f"{result['rate'].median / 1e6:.1f} million packets/s",
+        )
+    )
+    memory = result.facts["memory"]
+    result.rows.append(_memory_row("three patches", memory))
+    return result
+
+
+def whole(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
+    """Every function of both libraries."""
+    return _breaks(switch, fixed, effort, "whole", PlanOptions(whole=True), "every function (--whole)", 200)
+
+
+def imports(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
+    """The classical method in addition: the other modules' import slots."""
+    return _breaks(switch, fixed, effort, "imports", PlanOptions(imports=True), "import slots too (--imports)", None)
+
+
+def _breaks(
+    switch: Switch, fixed: SwitchBuild, effort: Effort, name: str, options: PlanOptions, words: str, limit: float | None
+) -> Result:
+    result = Result(name)
+    target = _target(switch, fixed)
+    before = _memory(switch.pid)
+    time.sleep(1)
+    idle = _memory(switch.pid)
+    for turn in effort.turns():
+        document = target.upgrade(options)
+        if turn == 0:
+            _take_memory(result, before, idle, _memory(switch.pid), document)
+        _take_upgrade(result, document)
+        _take_rollback(result, target.rollback())
+    _break_rows(result, words, limit)
+    result.rows.append(_memory_row(words, result.facts["memory"]))
+    return result
+
+
+def _target(switch: Switch, fixed: SwitchBuild) -> Target:
+    return Target(switch.pid, [fixed.library(name) for name in MODULES], _cache())
+
+
+def _cache() -> Cache:
+    return default_cache()
+
+
+def _take_upgrade(result: Result, document: dict[str, Any]) -> None:
+    result.take("break", "µs", document["break_us"]["busy_max"])
+    result.take("empty_stop", "µs", document["empty_stop_us"]["busy_max"])
+    sleepers = breaks(document, busy=False)
+    result.take("sleepers", "µs", max(sleepers, default=0))
+    result.take("attempts", "1", document["attempts"])
+    result.facts["edits"] = document["edits"]
+    for phase, value in document["phases_us"].items():
+        result.take(f"phase_{phase}", "µs", value)
+
+
+def _take_rollback(result: Result, document: dict[str, Any]) -> None:
+    result.take("rollback_break", "µs", document["break_us"]["busy_max"])
+
+
+def _break_rows(result: Result, words: str, limit: float | None, ratio: float | None = None) -> None:
+    series, empty, back = result["break"], result["empty_stop"], result["rollback_break"]
+    result.facts["break_ratio"] = series.median / empty.median
+    result.rows.append(
+        Row(
+            f"PMD's break, {words}",
+            f"{series.median:.1f} µs (p95 {series.p95:.1f} µs)",
+            f"empty stop {empty.median:.1f} µs (p95 {empty.p95:.1f} µs)",
+            "" if limit is None else f"< {limit:g} µs",
+            None if limit is None else series.median < limit,
+            len(series.values),
+            "the control is noisy" if empty.noisy else "",
+        )
+    )
+    result.rows.append(
+        Row(
+            f"  ÷ empty stop, {words}",
+            f"× {series.median / empty.median:.2f}",
+            f"difference {series.median - empty.median:.1f} µs",
+            "" if ratio is None else f"≤ {ratio}",
+            None if ratio is None else series.median <= ratio * empty.median,
+            len(series.values),
+            "by the thread's own clock, without the signal's delivery",
+        )
+    )
+    result.rows.append(Row(f"  roll-back, {words}", f"{back.median:.1f} µs", count=len(back.values)))
+    again = sum(1 for attempts in result["attempts"].values if attempts > 1)
+    result.rows.append(
+        Row(
+            f"  sleeping threads, longest of each stop, {words}",
+            f"{result['sleepers'].median / 1000:.2f} ms",
+            count=len(series.values),
+            note=f"{again} stops needed more than one attempt",
+        )
+    )
+
+
+# Memory.
+
+
+def _memory(pid: int) -> int:
+    """Bytes that the process has for itself alone."""
+    total = 0
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key in ("Private_Clean", "Private_Dirty"):
+            total += int(value.split()[0]) * 1024
+    return total
+
+
+def _take_memory(result: Result, before: int, idle: int, after: int, document: dict[str, Any]) -> None:
+    result.facts["memory"] = {
+        "document_bytes": document["memory_bytes"],
+        "private_growth_bytes": after - idle,
+        "private_growth_without_upgrade_bytes": idle - before,
+    }
+
+
+def _memory_row(words: str, memory: dict[str, int]) -> Row:
+    most = max(memory["document_bytes"], memory["private_growth_bytes"])
+    return Row(
+        f"memory in the target, first upgrade, {words}",
+        f"{memory['private_growth_bytes'] / MIB:.2f} MiB private",
+        f"{memory['private_growth_without_upgrade_bytes'] / MIB:.2f} MiB in a second without",
+        "≤ 4 MB",
+        most <= 4_000_000,
+        1,
+        f"the document says {memory['document_bytes'] / MIB:.2f} MiB",
+    )

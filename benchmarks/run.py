@@ -1,0 +1,105 @@
+"""Measure hotupgrade: a table for a person, ``results.json`` with every sample, and pictures of the curves.
+
+Run by ``make bench``.  Every figure stands beside a control of the same run, for the machine is never quite quiet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import curves
+import machine
+import ovs
+import pictures
+import table
+from rich.console import Console
+from rich.text import Text
+from samples import Effort, Result
+
+from hotupgrade.errors import HotUpgradeError
+
+CURVES: dict[str, Callable[[Path, Effort], Result]] = {
+    "meter": curves.meter,
+    "sleepers": curves.sleepers,
+    "busy": curves.busy,
+    "functions": curves.functions,
+}
+#: How often, and for how many seconds at most; for a curve: each point.
+FULL = {
+    "prepare": Effort(5, 35),
+    "patches": Effort(30, 110, 30),
+    "whole": Effort(30, 90, 30),
+    "imports": Effort(30, 60, 10),
+    "meter": Effort(10, 5),
+    "sleepers": Effort(12, 7),
+    "busy": Effort(12, 8),
+    "functions": Effort(12, 8),
+}
+QUICK = {name: Effort(3, 8) for name in FULL}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A few runs of each, to see that everything works.")
+@click.option("--only", type=click.Choice(list(FULL)), multiple=True, help="Only this; may be given several times.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
+def main(quick: bool, only: tuple[str, ...], output: Path) -> None:
+    """Measure hotupgrade on Open vSwitch and on a small program."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    output.mkdir(parents=True, exist_ok=True)
+    efforts = QUICK if quick else FULL
+    about = machine.describe()
+    stolen, busy = machine.stolen_and_busy()
+    begin = time.monotonic()
+    try:
+        results = _run(efforts, lambda name: not only or name in only, console)
+    except HotUpgradeError as error:
+        Console(stderr=True, highlight=False).print(Text(f"error: {error}", "bold red"), soft_wrap=True)
+        sys.exit(error.exit_code)
+    seconds = time.monotonic() - begin
+    ticks = os.sysconf("SC_CLK_TCK") * seconds
+    about["stolen_cores"] = round((machine.stolen_and_busy()[0] - stolen) / ticks, 3)
+    about["busy_cores"] = round((machine.stolen_and_busy()[1] - busy) / ticks, 3)
+    written = [pictures.draw(result, output) for result in results if result.name in pictures.AXES]
+    written.append(output / "results.json")
+    document = {
+        "version": 1,
+        "quick": quick,
+        "seconds": seconds,
+        "machine": about,
+        "results": [result.document() for result in results],
+    }
+    written[-1].write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    table.show(results, console)
+    console.print(
+        f"{about['processor']}, {about['cores']} cores, of which {about['busy_cores']:.2f} were busy and "
+        f"{about['stolen_cores']:.2f} taken by the hypervisor; kernel {about['kernel']}",
+        soft_wrap=True,
+    )
+    table.verdict(results, console)
+    console.print(f"Done in {seconds:.0f} s: {', '.join(map(str, written))}", soft_wrap=True)
+
+
+def _run(efforts: dict[str, Effort], wanted: Callable[[str], bool], console: Console) -> list[Result]:
+    def say(words: str) -> None:
+        console.print(Text(words, "dim"), soft_wrap=True)
+
+    results = []
+    with tempfile.TemporaryDirectory(prefix="hotupgrade-bench-") as name:
+        for title, measure in CURVES.items():
+            if wanted(title):
+                say(f"{title}: a small program")
+                begin = time.monotonic()
+                results.append(measure(Path(name), efforts[title]))
+                results[-1].seconds = time.monotonic() - begin
+    return ovs.run(efforts, wanted, say) + results
+
+
+if __name__ == "__main__":
+    main()
