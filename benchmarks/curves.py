@@ -1,6 +1,7 @@
 """The break against the number of threads and of changed functions, on a small program, by both clocks.
 
-The inside clock is the one of the upgrade's document: a thread reads it when it arrives in the agent and when it leaves.
+The inside clock is the one of the upgrade's document: a thread reads it when it arrives in the agent and when it
+leaves.
 The outside clock is the thread's own loop, which sees the signal's delivery and the return as well.
 """
 
@@ -136,6 +137,7 @@ def _measure(result: Result, label: str, subject: Subject, directory: Path, effo
         subject.ask("forget")
         time.sleep(lasted)  # the control: as long a window, in which nobody is stopped
         result.take(f"{label}_no_stop_outside_largest", "µs", max(subject.largest_us(tid) for tid in subject.busy))
+    result.facts.setdefault("not_now", []).extend(target.failures)
     if subject.is_new():
         raise RuntimeError("the new library still runs after the roll-back")
 
@@ -199,3 +201,5 @@ def _rows(result: Result, words: str, points: Sequence[int]) -> None:
             ),
         ]
     result.facts["points"] = list(points)
+    if result.facts["not_now"]:
+        result.rows.append(Row("commands that gave up and were given again", str(len(result.facts["not_now"]))))

@@ -14,7 +14,7 @@ from typing import Any
 from samples import Effort, Result, Row
 from stops import Target, breaks
 
-from hotupgrade.binary.cache import Cache, default_cache
+from hotupgrade.binary.cache import default_cache
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.vswitch import demo
 from hotupgrade.vswitch.builds import SwitchBuild, find_build
@@ -23,7 +23,6 @@ from hotupgrade.vswitch.switch import Switch
 BUILDS = Path("build/ovs")
 MODULES = demo.LIBRARIES
 WINDOW_SECONDS = 0.2
-MIB = 2**20
 
 
 def run(efforts: dict[str, Effort], wanted: Callable[[str], bool], say: Callable[[str], None]) -> list[Result]:
@@ -65,7 +64,7 @@ def prepare(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
                 _take_preparation(result, kind, _prepare_once(switch.pid, Path(directory), library))
     document = demo.run_hotupgrade(["upgrade", str(switch.pid), str(library), "--json"])  # fills the tool's own cache
     result.facts["first_upgrade_phases_us"] = document["phases_us"]
-    for _ in range(min(effort.count, 5)):
+    for _ in range(min(effort.count, 3)):
         demo.run_hotupgrade(["rollback", str(switch.pid), "--json"])
         document = demo.run_hotupgrade(["upgrade", str(switch.pid), str(library), "--json"])
         result.take("command_prepare", "s", document["phases_us"]["prepare"] / 1e6)
@@ -135,7 +134,8 @@ def patches(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
         _take_rollback(result, target.rollback())
     after = _memory(switch.pid)
     result.facts["private_growth_of_all_turns_bytes"] = after - before
-    _break_rows(result, "three patches", 60, ratio=1.3)
+    result.facts["not_now"] = target.failures
+    _break_rows(result, effort, "three patches", 60, ratio=1.3)
     ratio, control = result["rate_ratio"], result["rate_control"]
     result.rows.append(
         Row(
@@ -178,17 +178,14 @@ def _breaks(
             _take_memory(result, before, idle, _memory(switch.pid), document)
         _take_upgrade(result, document)
         _take_rollback(result, target.rollback())
-    _break_rows(result, words, limit)
+    result.facts["not_now"] = target.failures
+    _break_rows(result, effort, words, limit)
     result.rows.append(_memory_row(words, result.facts["memory"]))
     return result
 
 
 def _target(switch: Switch, fixed: SwitchBuild) -> Target:
-    return Target(switch.pid, [fixed.library(name) for name in MODULES], _cache())
-
-
-def _cache() -> Cache:
-    return default_cache()
+    return Target(switch.pid, [fixed.library(name) for name in MODULES], default_cache())
 
 
 def _take_upgrade(result: Result, document: dict[str, Any]) -> None:
@@ -206,7 +203,7 @@ def _take_rollback(result: Result, document: dict[str, Any]) -> None:
     result.take("rollback_break", "µs", document["break_us"]["busy_max"])
 
 
-def _break_rows(result: Result, words: str, limit: float | None, ratio: float | None = None) -> None:
+def _break_rows(result: Result, effort: Effort, words: str, limit: float | None, ratio: float | None = None) -> None:
     series, empty, back = result["break"], result["empty_stop"], result["rollback_break"]
     result.facts["break_ratio"] = series.median / empty.median
     result.rows.append(
@@ -217,7 +214,9 @@ def _break_rows(result: Result, words: str, limit: float | None, ratio: float | 
             "" if limit is None else f"< {limit:g} µs",
             None if limit is None else series.median < limit,
             len(series.values),
-            "the control is noisy" if empty.noisy else "",
+            "; ".join(
+                filter(None, [effort.shortfall(len(series.values)), "the control is noisy" if empty.noisy else ""])
+            ),
         )
     )
     result.rows.append(
@@ -238,7 +237,7 @@ def _break_rows(result: Result, words: str, limit: float | None, ratio: float | 
             f"  sleeping threads, longest of each stop, {words}",
             f"{result['sleepers'].median / 1000:.2f} ms",
             count=len(series.values),
-            note=f"{again} stops needed more than one attempt",
+            note=f"{again} stops needed more than one attempt, {len(result.facts['not_now'])} commands gave up",
         )
     )
 
@@ -266,12 +265,13 @@ def _take_memory(result: Result, before: int, idle: int, after: int, document: d
 
 def _memory_row(words: str, memory: dict[str, int]) -> Row:
     most = max(memory["document_bytes"], memory["private_growth_bytes"])
+    megabyte = 1e6
     return Row(
         f"memory in the target, first upgrade, {words}",
-        f"{memory['private_growth_bytes'] / MIB:.2f} MiB private",
-        f"{memory['private_growth_without_upgrade_bytes'] / MIB:.2f} MiB in a second without",
+        f"{memory['private_growth_bytes'] / megabyte:.2f} MB private",
+        f"{memory['private_growth_without_upgrade_bytes'] / megabyte:.2f} MB in a second without",
         "≤ 4 MB",
         most <= 4_000_000,
         1,
-        f"the document says {memory['document_bytes'] / MIB:.2f} MiB",
+        f"the document says {memory['document_bytes'] / megabyte:.2f} MB",
     )

@@ -9,7 +9,7 @@ from samples import Result
 
 mpl.use("agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 AXES = {
     "sleepers": "sleeping threads (1 busy)",

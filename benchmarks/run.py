@@ -16,13 +16,13 @@ from pathlib import Path
 import click
 import curves
 import machine
-import ovs
 import pictures
 import table
 from rich.console import Console
 from rich.text import Text
 from samples import Effort, Result
 
+import ovs
 from hotupgrade.errors import HotUpgradeError
 
 CURVES: dict[str, Callable[[Path, Effort], Result]] = {
@@ -33,14 +33,14 @@ CURVES: dict[str, Callable[[Path, Effort], Result]] = {
 }
 #: How often, and for how many seconds at most; for a curve: each point.
 FULL = {
-    "prepare": Effort(5, 35),
-    "patches": Effort(30, 110, 30),
-    "whole": Effort(30, 90, 30),
-    "imports": Effort(30, 60, 10),
+    "prepare": Effort(5, 30),
+    "patches": Effort(30, 120),
+    "whole": Effort(30, 80),
+    "imports": Effort(30, 45),
     "meter": Effort(10, 5),
-    "sleepers": Effort(12, 7),
-    "busy": Effort(12, 8),
-    "functions": Effort(12, 8),
+    "sleepers": Effort(12, 5),
+    "busy": Effort(12, 6),
+    "functions": Effort(12, 6),
 }
 QUICK = {name: Effort(3, 8) for name in FULL}
 

@@ -113,3 +113,7 @@ class Effort:
             if turn >= self.least and time.monotonic() > limit:
                 return
             yield turn
+
+    def shortfall(self, done: int) -> str:
+        """Words for a table, if not everything was done."""
+        return f"only {done} of {self.count}: time was up" if done < self.count else ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hotupgrade.binary.cache import Cache
+from hotupgrade.errors import NotNow
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.target import abi
 from hotupgrade.target import agent as agents
@@ -25,36 +26,52 @@ from hotupgrade.upgrade.session import Session
 
 Document = dict[str, Any]
 TIMEOUT = 10.0
+TRIES = 3
 
 
 @dataclass(frozen=True)
 class Target:
-    """A process and the builds that it alternates between."""
+    """A process and the builds that it alternates between.
+
+    What was not possible at a moment (on a crowded machine a thread may be late) is tried again, and noted.
+    """
 
     pid: int
     files: Sequence[Path]
     cache: Cache
+    failures: list[str] = field(default_factory=list)
 
     def upgrade(self, options: PlanOptions | None = None, *, measure_empty: bool = True) -> Document:
         settings = Settings(options or PlanOptions(), TIMEOUT, measure_empty=measure_empty)
-        with own_cores_kept():
-            document = perform(self.pid, self.files, {}, settings, self.cache)
+        document = self._tried(lambda: perform(self.pid, self.files, {}, settings, self.cache))
         if document["outcome"] != "done":
             raise RuntimeError(f"the upgrade was not made: {document['outcome']} {document['reasons']}")
         return document
 
     def rollback(self) -> Document:
-        with own_cores_kept():
-            return undo(self.pid, TIMEOUT)
+        return self._tried(lambda: undo(self.pid, TIMEOUT))
 
     def empty_stop(self) -> Document:
         """A stop that changes nothing, on its own; the fields of an upgrade that have to do with stopping."""
-        with own_cores_kept(), Session(self.pid, exclusive=True) as session:
+        return self._tried(self._empty_stop)
+
+    def _empty_stop(self) -> Document:
+        with Session(self.pid, exclusive=True) as session:
             agent = session.require_agent(TIMEOUT)
             size = table_size(len(session.process.thread_ids()), len(session.process.maps()), 1, 1)
             with Scratch(agent, 2 * size + 65536) as scratch:
                 report = Stopper(agent, session.clocks, scratch, 1, 0).stop(StopRequest(), TIMEOUT)
             return documents.stopped(report, 0.0, 0.0)
+
+    def _tried(self, action: Callable[[], Document]) -> Document:
+        for _ in range(TRIES - 1):
+            try:
+                with own_cores_kept():
+                    return action()
+            except NotNow as error:
+                self.failures.append(str(error))
+        with own_cores_kept():
+            return action()
 
     def moment_of(self, document: Document, tid: int) -> int:
         """A tick of the time-stamp counter at which the process's last stop certainly held a thread."""

@@ -96,8 +96,9 @@ def inspect(pid: int, as_json: bool) -> None:
 @_FILES
 @_MODULE
 @_WHOLE
+@click.option("--explain", is_flag=True, help="Also say what the verdict rests on, and what it cannot tell.")
 @_JSON
-def check(pid: int, new: tuple[Path, ...], modules: tuple[str, ...], whole: bool, as_json: bool) -> None:
+def check(pid: int, new: tuple[Path, ...], modules: tuple[str, ...], whole: bool, explain: bool, as_json: bool) -> None:
     """Say whether a process can be upgraded to these builds, and why not.  Touches nothing."""
 
     def work() -> Document:
@@ -106,7 +107,8 @@ def check(pid: int, new: tuple[Path, ...], modules: tuple[str, ...], whole: bool
         from hotupgrade.upgrade.perform import Settings
         from hotupgrade.upgrade.perform import check as judge
 
-        return judge(pid, new, _named(modules, new), Settings(plan=PlanOptions(whole=whole)), default_cache())
+        settings = Settings(plan=PlanOptions(whole=whole), explain=explain)
+        return judge(pid, new, _named(modules, new), settings, default_cache())
 
     _run("check", as_json, work)
 

@@ -303,3 +303,24 @@ def test_ifunc_weak_and_alias(build: Builder, start: Start, hu: HotUpgrade) -> N
     assert program.address("alias") == before == program.address("strong")
     hu.rolled_back(program)
     assert program.call("everything", 1) == 4 + 2110
+
+
+@pytest.mark.xfail(reason="types of live objects are not compared yet (hazards 13, 14 and 35)")
+@pytest.mark.parametrize(("change", "culprit"), [("-DFIELD", "item"), ("-DRENUMBER", "COLOUR_BLUE")])
+def test_a_changed_type_of_live_objects_is_refused_by_name(
+    build: Builder, start: Start, hu: HotUpgrade, change: str, culprit: str
+) -> None:
+    program = start(build.host(build.library("layout", 1)))
+    program.call("add_item", 3)
+    assert program.call("sum_of_items") == 1006003
+    answer = hu.upgrade(program.pid, build.library("layout", 2, Options(flags=(change,))))
+    assert answer.code == REFUSED, str(answer)
+    assert culprit in answer.about()
+    assert program.call("sum_of_items") == 1006003
+
+
+def test_the_same_type_of_live_objects(build: Builder, start: Start, hu: HotUpgrade) -> None:
+    program = start(build.host(build.library("layout", 1)))
+    program.call("add_item", 3)
+    hu.upgraded(program, build.library("layout", 2))
+    assert program.call("sum_of_items") == 101006003

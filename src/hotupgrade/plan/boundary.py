@@ -17,6 +17,7 @@ from iced_x86 import FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Regis
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import I32, Flags, Form, Kind, References, TargetKind
+from hotupgrade.binary.relocations import Relocation
 from hotupgrade.plan.homes import NEW, Homes
 
 Indices = npt.NDArray[np.intp]
@@ -115,45 +116,104 @@ def _part(build: Build, homes: Homes, index: int, ending: int) -> bool:
 def _meaning(build: Build, index: int, ending: int) -> Meaning:
     if build.references.target_kind[index] == TargetKind.UNKNOWN:
         return Meaning.END  # nothing else is there
-    return _Follower(build, index, ending).follow()
+    meaning = _Follower(build, index, ending).follow()
+    if meaning is Meaning.UNCLEAR and _is_only_use(build, index):
+        return Meaning.START
+    return meaning
+
+
+def _is_only_use(build: Build, index: int) -> bool:
+    """Whether what begins at the address would have no user but this one.
+
+    Compilers do not keep data that nobody uses, so this is the use.  Padding is no data.
+    """
+    every = build.references
+    vaddr = int(every.target[index])
+    if every.target_kind[index] == TargetKind.ENTITY:
+        if build.entities.exported[every.entity[index]]:
+            return False
+    else:
+        bounds = build.boundaries
+        following = int(bounds[np.searchsorted(bounds, vaddr, side="right")])
+        if not any(build.read(vaddr, following - vaddr)):
+            return False
+    relocations = build.dynamic_relocations
+    pointers = np.isin(relocations.type, (Relocation.RELATIVE, Relocation.IRELATIVE)) & (relocations.addend == vaddr)
+    uses = (every.target == vaddr) & (every.form != Form.DTPOFF)
+    return int(uses.sum()) == 1 and not pointers.any()
+
+
+@dataclass(frozen=True)
+class _Path:
+    """Code to be looked at, and what registers hold when it begins."""
+
+    vaddr: int
+    holders: frozenset[int]  # the address in question
+    starts: frozenset[int]  # the start of the object that ends there
+    stepped: frozenset[int]  # something that was added to a moment ago
 
 
 class _Follower:
-    """Follows a pointer from the ``lea`` that makes it to the first use that tells what it points to."""
+    """Follows a pointer from the ``lea`` that makes it to the uses that tell what it points to, on all paths."""
 
     def __init__(self, build: Build, index: int, ending: int) -> None:
         every = build.references
         self._build = build
         self._index = index
-        self._ending = ending
+        self._first = int(build.entities.address[ending])
         self._unnamed = every.target_kind[index] == TargetKind.ANONYMOUS
         row = int(every.function[index])
         self._low = int(build.entities.address[row])
         self._high = self._low + int(build.extent[row])
         self._info = iced_x86.InstructionInfoFactory()
-        self._holders: set[int] = set()  # registers with the address in question
-        self._starts: set[int] = set()  # registers with the start of the object that ends there
-        self._history: list[Instruction] = []
+        self._holders: set[int] = set()
+        self._starts: set[int] = set()
+        self._steps: list[set[int]] = []
+        self._paths: list[_Path] = []
 
     def follow(self) -> Meaning:
         every = self._build.references
-        start = int(every.following[self._index])
-        self._find_starts(int(every.position[self._index]))
-        self._holders = {self._destination(int(every.position[self._index]), start)}
-        decoder = self._decoder(start)
-        for _ in range(_FAR):
-            if not self._low <= decoder.ip < self._high or not self._holders:
-                return Meaning.UNCLEAR
-            instruction = decoder.decode()
+        position, start = int(every.position[self._index]), int(every.following[self._index])
+        self._find_starts(position)
+        holder = self._destination(position, start)
+        self._paths = [_Path(start, frozenset({holder}), frozenset(self._starts), frozenset())]
+        seen: set[_Path] = set()
+        meanings: set[Meaning] = set()
+        budget = _FAR
+        while self._paths and budget > 0:
+            path = self._paths.pop()
+            if path in seen or not path.holders:
+                continue
+            seen.add(path)
+            meaning, looked_at = self._walk(path, budget)
+            budget -= looked_at
+            meanings.add(meaning)
+        meanings.discard(Meaning.UNCLEAR)
+        return meanings.pop() if len(meanings) == 1 else Meaning.UNCLEAR
+
+    def _walk(self, path: _Path, budget: int) -> tuple[Meaning, int]:
+        """One path to its first telling use or to its end; branches off are left in ``_paths``."""
+        self._holders, self._starts, self._steps = set(path.holders), set(path.starts), [set(path.stepped)]
+        count = 0
+        for count, instruction in enumerate(self._decoder(path.vaddr), 1):
+            if count > budget or not self._holders:
+                break
             if (meaning := self._use(instruction)) is not None:
-                return meaning
+                return meaning, count
             self._track_starts(instruction)
-            self._history.append(instruction)
-            if instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH:
-                decoder = self._decoder(instruction.near_branch_target)
-            elif instruction.flow_control in (FlowControl.RETURN, FlowControl.INDIRECT_BRANCH):
-                return Meaning.UNCLEAR
-        return Meaning.UNCLEAR
+            self._track_steps(instruction)
+            if self._branches(instruction):
+                break
+        return Meaning.UNCLEAR, count
+
+    def _branches(self, instruction: Instruction) -> bool:
+        """Takes note of where a branch leads; whether the code behind it is not reached."""
+        flow = instruction.flow_control
+        if flow in (FlowControl.UNCONDITIONAL_BRANCH, FlowControl.CONDITIONAL_BRANCH) and not self._leaves(instruction):
+            stepped = frozenset().union(*self._steps)
+            target = instruction.near_branch_target
+            self._paths.append(_Path(target, frozenset(self._holders), frozenset(self._starts), stepped))
+        return flow in (FlowControl.UNCONDITIONAL_BRANCH, FlowControl.RETURN, FlowControl.INDIRECT_BRANCH)
 
     def _decoder(self, vaddr: int) -> iced_x86.Decoder:
         inside = self._low <= vaddr < self._high
@@ -212,9 +272,8 @@ class _Follower:
 
     def _track_starts(self, instruction: Instruction) -> None:
         written = self._registers(instruction, _WRITES)
-        first = int(self._build.entities.address[self._ending])
         if instruction.mnemonic == Mnemonic.LEA and instruction.is_ip_rel_memory_operand:
-            starts = instruction.ip_rel_memory_address == first
+            starts = instruction.ip_rel_memory_address == self._first
         else:
             copied = instruction.op1_kind == OpKind.REGISTER and _full(instruction.op1_register) in self._starts
             starts = instruction.mnemonic == Mnemonic.MOV and copied
@@ -222,15 +281,16 @@ class _Follower:
             written |= _CLOBBERED
         self._starts = self._starts | written if starts else self._starts - written
 
-    def _compared(self, instruction: Instruction) -> Meaning:
+    def _track_steps(self, instruction: Instruction) -> None:
+        steps = instruction.mnemonic in (Mnemonic.ADD, Mnemonic.LEA) and instruction.op0_kind == OpKind.REGISTER
+        self._steps = [*self._steps[1 - _STEP_BEFORE :], {_full(instruction.op0_register)} if steps else set()]
+
+    def _compared(self, instruction: Instruction) -> Meaning | None:
         """The test of a loop, or of an identity.  Unnamed data have none."""
-        if self._unnamed:
-            return Meaning.END
         others = self._registers(instruction, _READS) - self._holders
-        for earlier in self._history[-_STEP_BEFORE:]:
-            if earlier.mnemonic == Mnemonic.ADD and _full(earlier.op0_register) in others:
-                return Meaning.END
-        return Meaning.UNCLEAR
+        if self._unnamed or others & set().union(*self._steps):
+            return Meaning.END
+        return None if instruction.mnemonic == Mnemonic.CMP else Meaning.UNCLEAR
 
     def _leaves(self, instruction: Instruction) -> bool:
         return not self._low <= instruction.near_branch_target < self._high

@@ -148,7 +148,8 @@ class _Closure:
 
     - Who refers to a changed local function whose address nobody takes comes along: compilers rely on what they saw
       inside it (registers it leaves alone, alignment it does not need).
-    - Who calls a changed local function directly comes along even if its address is taken: gcc's -fipa-ra looks at every
+    - Who calls a changed local function directly comes along even if its address is taken: gcc's -fipa-ra looks at
+    every
       callee that it knows to be local, and at what the call itself, not the pointer, leads to.
     - Who jumps into the middle of a changed function is a piece of it.
     - A replaced function takes along what it reaches by means that cannot be re-pointed: entries of its switch tables,

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class Comparison:
     """Two builds of one module, matched and compared.  Indices are rows of ``Build.entities``.
 
-    ``old_of[i]`` is the old row paired with new row ``i`` (-1: it is new), ``new_of`` the other way round (-1: removed).
-    ``same[i]`` (new rows) is true for a function that means the same in both builds.
-    ``replaced[i]`` (new rows) is true for a paired function that must run from the new image: its meaning changed, or it
-    depends on a local function whose calling contract may have changed (``dragged[i]`` names the row that drags it).
+    ``old_of[i]`` is the old row paired with new row ``i`` (-1: it is new), ``new_of`` the other way round (-1:
+    removed). ``same[i]`` (new rows) is true for a function that means the same in both builds.
+    ``replaced[i]`` (new rows) is true for a paired function that must run from the new image: its meaning changed, or
+    it depends on a local function whose calling contract may have changed (``dragged[i]`` names the row that drags it).
     ``old_replaced`` is the same over old rows; it also holds old functions that were removed.
     ``plain_old[j]`` is true for an old function that follows the plain ABI: exported, or its address is taken; only
     their entries may get a jump.
@@ -45,7 +45,8 @@ class Comparison:
 
 
 class Scene(Protocol):
-    """What a plan must know of the process, for one module; implemented over a live target or over a test's dictionary."""
+    """What a plan must know of the process, for one module; implemented over a live target or over a test's
+    dictionary."""
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes of the process at an absolute address."""
@@ -69,10 +70,10 @@ class Scene(Protocol):
 class Image:
     """One build of a module, placed in the process.
 
-    ``base`` is the load bias: absolute address = base + vaddr.  Image 0 of a module is the loader's own.  ``placed`` holds
-    the rows of functions whose code is present and relinked (None: all of them, as in image 0 and after ``--whole``).
-    ``owned`` maps rows that have their home in this image because no earlier image had them (empty for image 0, which
-    owns everything).
+    ``base`` is the load bias: absolute address = base + vaddr.  Image 0 of a module is the loader's own.  ``placed``
+    holds the rows of functions whose code is present and relinked (None: all of them, as in image 0 and after
+    ``--whole``). ``owned`` maps rows that have their home in this image because no earlier image had them (empty for
+    image 0, which owns everything).
     """
 
     build: Build
@@ -90,7 +91,8 @@ class EditKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Bytes to be replaced at the stop.  ``old`` and ``new`` have equal length, are 8-byte aligned and a multiple of 8."""
+    """Bytes to be replaced at the stop.  ``old`` and ``new`` have equal length, are 8-byte aligned and a multiple of
+    8."""
 
     address: int
     old: bytes

@@ -49,6 +49,10 @@ def _check(console: Console, document: Document) -> None:
     verdict = document.get("verdict", "refused")
     console.print(Text.assemble(f"process {document['pid']} ({document['name']}): ", (verdict, styles[verdict])))
     _module_lines(console, document)
+    explained = document.get("explained", {})
+    for title, key in (("proved", "proved"), ("not proved", "not_proved")):
+        for line in explained.get(key, []):
+            console.print(f"{title}: {line}")
 
 
 def _micro(value: float | None) -> str:

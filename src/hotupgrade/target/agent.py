@@ -27,7 +27,8 @@ _SYSCALL_RET = b"\x0f\x05\xc3"
 #: "mov $15, %rax; syscall": rt_sigreturn, as every C library has it for the return from signal handlers.
 _SIGRETURN = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"
 
-#: (219 is how the kernel goes on with an interrupted poll, nanosleep or futex.)  Asleep in one of these a thread holds no lock of the C library, and the call can be made again.  Best first.
+#: (219 is how the kernel goes on with an interrupted poll, nanosleep or futex.)  Asleep in one of these a thread
+#: holds no lock of the C library, and the call can be made again.  Best first.
 _LEADER_CALLS = (7, 219, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128)
 
 VISIT_TIMEOUT_US = 200_000
@@ -160,14 +161,15 @@ class Agent:
                     Reason(
                         "unfinished",
                         str(self.process.pid),
-                        f"process {self.process.pid}: a thread of it has not ended what it was given before (is it stopped by a signal?)",
+                        f"process {self.process.pid}: a thread of it has not ended what it was given before (is "
+                        f"it stopped by a signal?)",
                     )
                 )
             time.sleep(0.0001)
 
     @property
     def _table(self) -> int:
-        return self.mailbox_address + 1024
+        return int(self.mailbox_address) + 1024
 
     @property
     def _room(self) -> int:
@@ -216,7 +218,8 @@ class Agent:
             Reason(
                 "no-thread",
                 str(self.process.pid),
-                f"process {self.process.pid}: {'the main thread is not' if only_main else 'no thread is'} asleep in a system call "
+                f"process {self.process.pid}: {'the main thread is not' if only_main else 'no thread is'} asleep "
+                f"in a system call "
                 "that can be interrupted without a trace; try again",
             )
         )
@@ -276,7 +279,8 @@ def find(process: Process) -> Agent | None:
 def inject(process: Process, timeout: float = 5.0) -> Agent:
     """Bring the agent into the process, or find it there.
 
-    A memory file is made and mapped by one sleeping thread; the loader, the allocator and all other threads take no part.
+    A memory file is made and mapped by one sleeping thread; the loader, the allocator and all other threads take no
+    part.
 
     Raises:
         NotNow: no thread could be used, or the system calls are not permitted there.
@@ -349,7 +353,8 @@ def _remote(
             Reason(
                 "no-thread",
                 str(process.pid),
-                f"process {process.pid}: no thread is asleep in a system call that can be interrupted without a trace; try again",
+                f"process {process.pid}: no thread is asleep in a system call that can be interrupted without a "
+                f"trace; try again",
             )
         )
     raise problem
@@ -374,7 +379,8 @@ def _find_gadgets(process: Process) -> tuple[int, int]:
         Reason(
             "no-system-call",
             str(process.pid),
-            f"process {process.pid}: no C library with rt_sigreturn was found in it; statically linked programs of this kind are "
+            f"process {process.pid}: no C library with rt_sigreturn was found in it; statically linked programs "
+            f"of this kind are "
             "not supported",
         )
     )

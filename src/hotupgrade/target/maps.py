@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = 4096
-#: The kernel gives user space nothing below this (vm.mmap_min_addr) or above (TASK_SIZE of x86-64 with four-level tables).
+#: The kernel gives user space nothing below this (vm.mmap_min_addr) or above (TASK_SIZE of x86-64 with four-level
+#: tables).
 LOWEST, HIGHEST = 0x10000, 0x7FFFFFFFF000
 #: How far from the end of a gap new images are put, if the gap is that large.
 _APART = 256 << 20
@@ -99,21 +100,20 @@ def free_base(
 ) -> int | None:
     """A page-aligned address with ``size`` free bytes, wholly within [low, high), near the middle of that range.
 
-    At least one free page is left on either side, so that a stray pointer past an end still faults, and more where there is
-    room: the kernel fills gaps from their upper ends, and the process may map something while we prepare.  Below the main
-    stack, which grows down, the lower end is used.  ``taken`` are further ranges that are spoken for.  None if there is no
-    room.
+    At least one free page is left on either side, so that a stray pointer past an end still faults, and more where
+    there is room: the kernel fills gaps from their upper ends, and the process may map something while we prepare.
+    Below the main stack, which grows down, the lower end is used.  ``taken`` are further ranges that are spoken for.
+    None if there is no room.
     """
     stack = next((mapping.start for mapping in maps if mapping.path == "[stack]"), 0)
     busy = sorted([*((m.start, m.end) for m in maps), *taken])
     occupied = [Mapping(start, end, "---p", 0, "", 0, "") for start, end in busy]
     candidates: list[tuple[bool, int]] = []
     for start, end in gaps(occupied, low, high):
-        start = -(-start // PAGE) * PAGE + PAGE
-        end = end // PAGE * PAGE - PAGE
-        if end - start < size:
+        first, last = -(-start // PAGE) * PAGE + PAGE, end // PAGE * PAGE - PAGE
+        if last - first < size:
             continue
-        apart = min((end - start - size) // 2 // PAGE * PAGE, _APART)
-        candidates.append((apart < _CLOSE, start + apart if end + PAGE == stack else end - size - apart))
+        apart = min((last - first - size) // 2 // PAGE * PAGE, _APART)
+        candidates.append((apart < _CLOSE, first + apart if end == stack else last - size - apart))
     middle = (low + high) // 2
     return min(candidates, key=lambda found: (found[0], abs(found[1] - middle)), default=(False, None))[1]

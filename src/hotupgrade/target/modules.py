@@ -1,7 +1,7 @@
 """The modules of a process, as its dynamic linker lists them.
 
-The order of the linker's list, and who needs whom, decides which definition a name is bound to; the memory map says which
-file each module is, even if that file was replaced or deleted on disk since.
+The order of the linker's list, and who needs whom, decides which definition a name is bound to; the memory map says
+which file each module is, even if that file was replaced or deleted on disk since.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Module:
             Reason(
                 "no-old-build",
                 self.name,
-                f"{self.path}: the file that process {self.process.pid} has mapped cannot be read any more; run as root, which may "
+                f"{self.path}: the file that process {self.process.pid} has mapped cannot be read any more; run "
+                f"as root, which may "
                 "read deleted files through /proc",
             )
         )
@@ -140,7 +141,7 @@ class Module:
     def _symbol_count(self) -> int:
         """From the hash table, since .dynsym does not say its own length."""
         if _DT_HASH in self.dynamic:
-            return min(struct.unpack("<II", self.process.read(self._address(_DT_HASH), 8))[1], 1 << 22)
+            return min(int(struct.unpack("<II", self.process.read(self._address(_DT_HASH), 8))[1]), 1 << 22)
         if _DT_GNU_HASH not in self.dynamic:
             return 0
         at = self._address(_DT_GNU_HASH)
@@ -150,7 +151,7 @@ class Module:
         heads = struct.unpack(f"<{buckets}I", self.process.read(at + 16 + 8 * bloom, 4 * buckets))
         last = max(heads, default=0)
         if last < first:
-            return first
+            return int(first)
         chains = at + 16 + 8 * bloom + 4 * buckets
         while last < 1 << 22 and not struct.unpack("<I", self.process.read(chains + 4 * (last - first), 4))[0] & 1:
             last += 1
@@ -176,7 +177,8 @@ class Module:
         return tuple(found)
 
     def bound(self, symbol: str) -> int | None:
-        """What a slot of this module for a symbol holds, if the linker has bound it to something outside of the module."""
+        """What a slot of this module for a symbol holds, if the linker has bound it to something outside of the
+        module."""
         for address, name, _ in self._relocations:
             if name == symbol:
                 value = self.process.read_word(address)
@@ -353,7 +355,7 @@ def _module(
         listed = process.read_string(name_at) if name_at else ""
     except ValueError:
         listed = ""
-    name = soname or os.path.basename(listed or path)
+    name = soname or Path(listed or path).name
     return Module(
         process,
         bias,

@@ -76,7 +76,8 @@ def remote_calls(
 ) -> list[int]:
     """Let one thread of the target make system calls, each ``(number, arguments...)``; their results, in order.
 
-    If ``name`` is not empty, the first argument of the first call becomes a pointer to it.  A failing call ends the list.
+    If ``name`` is not empty, the first argument of the first call becomes a pointer to it.  A failing call ends the
+    list.
     """
     table = (abi.RemoteCall * len(calls))()
     for row, (number, *arguments) in zip(table, calls, strict=True):

@@ -16,9 +16,10 @@ from hotupgrade.target.maps import Mapping, read_maps
 #: Names of the system calls that threads are commonly found asleep in (arch/x86/entry/syscalls/syscall_64.tbl).
 SYSTEM_CALLS = {
     0: "read", 7: "poll", 23: "select", 34: "pause", 35: "nanosleep", 43: "accept", 45: "recvfrom", 47: "recvmsg",
-    61: "wait4", 128: "rt_sigtimedwait", 130: "rt_sigsuspend", 202: "futex", 219: "restart_syscall", 208: "io_getevents", 230: "clock_nanosleep",
-    232: "epoll_wait", 247: "waitid", 270: "pselect6", 271: "ppoll", 281: "epoll_pwait", 288: "accept4", 299: "recvmmsg",
-    426: "io_uring_enter", 441: "epoll_pwait2", 449: "futex_waitv",
+    61: "wait4", 128: "rt_sigtimedwait", 130: "rt_sigsuspend", 202: "futex", 208: "io_getevents",
+    219: "restart_syscall", 230: "clock_nanosleep", 232: "epoll_wait", 247: "waitid", 270: "pselect6", 271: "ppoll",
+    281: "epoll_pwait", 288: "accept4", 299: "recvmmsg", 426: "io_uring_enter", 441: "epoll_pwait2",
+    449: "futex_waitv",
 }  # fmt: skip
 
 
@@ -118,8 +119,8 @@ class Process:
     def lock(self) -> None:
         """Be the only hotupgrade that works on this process, until the handle is closed.
 
-        The lock is on the process's own ``/proc`` directory: it needs no file, is the same from every mount namespace, and
-        ends with the process or with us.
+        The lock is on the process's own ``/proc`` directory: it needs no file, is the same from every mount
+        namespace, and ends with the process or with us.
 
         Raises:
             NotNow: another one is at work.
@@ -194,7 +195,8 @@ class Process:
         return text.split(b"\0", 1)[0].decode(errors="surrogateescape")
 
     def write(self, address: int, content: bytes) -> None:
-        """Write to the process's memory.  Only ever used on memory that is ours: the agent's and what it mapped for us."""
+        """Write to the process's memory.  Only ever used on memory that is ours: the agent's and what it mapped for
+        us."""
         view = memoryview(content)
         while view:
             try:
@@ -210,7 +212,7 @@ class Process:
 
     def thread_ids(self) -> list[int]:
         try:
-            return sorted(int(name) for name in os.listdir(f"/proc/{self.pid}/task"))
+            return sorted(int(entry.name) for entry in Path(f"/proc/{self.pid}/task").iterdir())
         except (FileNotFoundError, ProcessLookupError):
             raise gone(self.pid) from None
 

@@ -1,7 +1,7 @@
 """Room for new thread-locals: a small library with initial contents of our choice, loaded by the target's own loader.
 
-Only the loader can give every thread, present and future, more thread-local storage.  It is asked to load a library that
-consists of nothing else, while no thread is stopped.
+Only the loader can give every thread, present and future, more thread-local storage.  It is asked to load a library
+that consists of nothing else, while no thread is stopped.
 """
 
 from __future__ import annotations

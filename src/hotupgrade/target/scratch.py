@@ -1,7 +1,7 @@
 """Working memory in the target for the time of one upgrade: tables that the agent reads.
 
-It begins with a recovery record, so that a later run of the tool can put back what a killed one left: the protections of
-mappings that were opened for writing.
+It begins with a recovery record, so that a later run of the tool can put back what a killed one left: the protections
+of mappings that were opened for writing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One stop: park every thread, have the agent apply a list of edits, let all go.
 
-The sleepers are parked first, by sending each, stopped for a moment by ptrace, through the agent, where it sleeps on; its
-system call is made again afterwards, so that the program sees no EINTR.  Then one of them, the leader, signals the busy
-threads; the last of those to arrive applies the edits.  From the leader's start on nothing depends on the tool any more.
+The sleepers are parked first, by sending each, stopped for a moment by ptrace, through the agent, where it sleeps on;
+its system call is made again afterwards, so that the program sees no EINTR.  Then one of them, the leader, signals
+the busy threads; the last of those to arrive applies the edits.  From the leader's start on nothing depends on the
+tool any more.
 """
 
 from __future__ import annotations
@@ -110,8 +111,9 @@ def busy_threads(agent: Agent, samples: int = 4, pause: float = 0.003) -> frozen
 def touch_stacks(agent: Agent) -> None:
     """Have the upper ends of all thread stacks present in the target's page table.
 
-    A busy thread scans its own stack in the stop.  What a frame has reserved but never written (arrays for packets) is not
-    mapped yet, and the first look at each page costs a fault.  Reading it from here makes the kernel map its zero page.
+    A busy thread scans its own stack in the stop.  What a frame has reserved but never written (arrays for packets)
+    is not mapped yet, and the first look at each page costs a fault.  Reading it from here makes the kernel map its
+    zero page.
     """
     before = None
     for mapping in agent.process.maps():
@@ -414,7 +416,8 @@ class Stopper:
             abi.StopReason.LATE: f"{thread if tid else 'a thread'} did not arrive in time",
             abi.StopReason.GONE: f"{thread} ended while it was to be stopped",
             abi.StopReason.STRANGER: "a thread was created while the others were being stopped",
-            abi.StopReason.MISMATCH: f"the bytes at {box.reason_address:#x} are not what they were a moment ago; something else changes this process",
+            abi.StopReason.MISMATCH: f"the bytes at {box.reason_address:#x} are not what they were a moment ago; "
+            f"something else changes this process",
             abi.StopReason.NO_TASK_FD: "/proc is not visible in the process, so its threads cannot be counted",
             abi.StopReason.NO_HANDLER: "the process may not set a signal handler",
             abi.StopReason.NO_STACK: f"the stack of {thread} could not be found or is too large to be checked",
@@ -449,7 +452,8 @@ class Stopper:
                     Reason(
                         "not-settled",
                         str(process.pid),
-                        f"process {process.pid}: threads have not left the agent {SETTLE_LIMIT} s after the stop; is it stopped by a signal?",
+                        f"process {process.pid}: threads have not left the agent {SETTLE_LIMIT} s after the stop; "
+                        f"is it stopped by a signal?",
                     )
                 )
             time.sleep(0.0002)
@@ -460,7 +464,7 @@ class Stopper:
         begin = box.stamps[abi.Stamp.BEGIN]
 
         def since(stamp: int) -> float:
-            return (stamp - begin) / rate
+            return float(stamp - begin) / rate
 
         at = {stamp: since(box.stamps[stamp]) for stamp in abi.Stamp}
         threads = []

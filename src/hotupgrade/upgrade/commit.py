@@ -99,7 +99,8 @@ class Commit:
         """Read every word back.
 
         Raises:
-            HotUpgradeError: one is not what the plan says; the change is in force, but something else changes this process.
+            HotUpgradeError: one is not what the plan says; the change is in force, but something else changes this
+            process.
         """
         process = self._session.process
         for word in self._change.words:

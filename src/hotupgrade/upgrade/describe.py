@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hotupgrade.binary.model import Kind
 from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.prepare import Candidate, Planned
 
@@ -74,3 +75,27 @@ def totals(modules: Sequence[Document]) -> Document:
             for key, value in source.items():
                 table[key] = table.get(key, 0) + (value if isinstance(value, int) else len(value))
     return {"functions": functions, "objects": objects}
+
+
+def explained(candidates: Sequence[Candidate]) -> Document:
+    """What the verdict rests on, and what it cannot tell: for a person to read."""
+    proved: list[str] = []
+    unproved: list[str] = []
+    for candidate in candidates:
+        comparison, name = candidate.comparison, candidate.module.name
+        same = int(comparison.same.sum())
+        count = int((comparison.new.entities.kind == Kind.FUNCTION).sum())
+        functions, objects = changes(candidate)
+        proved.append(
+            f"{name}: {same} of {count} functions mean the same in both builds: equal instructions, "
+            "and every address that they name is that of the same thing"
+        )
+        proved.append(f"{name}: every variable that new code uses has one partner of the same size, or is new")
+        proved.append(f"{name}: no replaced function will be on a stack at the commit (checked again in the stop)")
+        unproved.append(f"{name}: that structures on the heap have the same layout; this version compares no types")
+        if initial := objects["initial_changed"]:
+            names = ", ".join(initial)
+            unproved.append(f"{name}: that these may keep their values, though the new build starts otherwise: {names}")
+        if changed := functions["changed"]:
+            unproved.append(f"{name}: that old state means the same to new code; look at {', '.join(changed)}")
+    return {"proved": proved, "not_proved": unproved}

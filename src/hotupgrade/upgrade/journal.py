@@ -1,7 +1,7 @@
 """The journal: the operator's record on disk of what was done to which process.
 
-One file of JSON lines, mode 0600, in ``$XDG_STATE_HOME/hotupgrade`` (root: ``/var/lib/hotupgrade``).  It is never read to
-decide anything: what a process holds is told by the ledger in its memory.
+One file of JSON lines, mode 0600, in ``$XDG_STATE_HOME/hotupgrade`` (root: ``/var/lib/hotupgrade``).  It is never
+read to decide anything: what a process holds is told by the ledger in its memory.
 """
 
 from __future__ import annotations

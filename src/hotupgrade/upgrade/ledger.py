@@ -164,7 +164,8 @@ def read_ledger(agent: Agent | None) -> Ledger:
             Reason(
                 "bad-ledger",
                 str(pid),
-                f"process {pid}: the record of earlier upgrades in its memory is damaged ({error}); leave it as it is until it can be "
+                f"process {pid}: the record of earlier upgrades in its memory is damaged ({error}); leave it as "
+                f"it is until it can be "
                 "restarted",
             )
         ) from None

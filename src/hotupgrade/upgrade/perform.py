@@ -50,6 +50,7 @@ class Settings:
     timeout: float = 10.0
     dry_run: bool = False
     measure_empty: bool = False
+    explain: bool = False
 
 
 def check(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: Settings, cache: Cache) -> Document:
@@ -58,6 +59,8 @@ def check(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: 
         candidates = examine(session, files, named, settings.plan, cache)
         document = documents.head("check", pid, session.process.name)
         document["generation"] = session.ledger.generation
+        if settings.explain:
+            document["explained"] = describe.explained(candidates)
         return _judged(document, candidates)
 
 
@@ -171,7 +174,8 @@ class _Work:
                 Reason(
                     "tls-dynamic",
                     candidate.module.name,
-                    f"{candidate.module.name} was loaded by dlopen and its thread-locals are allocated on demand: a new one has no place",
+                    f"{candidate.module.name} was loaded by dlopen and its thread-locals are allocated on demand: "
+                    f"a new one has no place",
                 )
             )
         place = -65536  # a dry run has no reserve; any distance will do to see whether the plan can be made
@@ -409,7 +413,7 @@ def _image_record(candidate: Candidate, item: Planned, index: int, pages: int = 
 
 def _pages(image: ImagePlan, *, writable: bool | None) -> list[int]:
     """Absolute addresses of the pages that have contents, by protection."""
-    used = set()
+    used: set[int] = set()
     for piece in image.pieces:
         if piece.content:
             used.update(range(piece.offset // PAGE, (piece.offset + len(piece.content) - 1) // PAGE + 1))

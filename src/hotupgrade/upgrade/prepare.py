@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,16 +86,16 @@ def images_of(module: Module, record: ModuleRecord | None, cache: Cache) -> tupl
     images = [Image(open_loaded(module, cache), module.base)]
     if record is None:
         return images, 0
-    for item in record.images[1:]:
-        images.append(
-            Image(
-                open_earlier(item.build_id, item.path, cache),
-                item.base,
-                None if item.placed is None else frozenset(item.placed),
-                frozenset(item.owned),
-                item.tls_offsets,
-            )
+    images.extend(
+        Image(
+            open_earlier(item.build_id, item.path, cache),
+            item.base,
+            None if item.placed is None else frozenset(item.placed),
+            frozenset(item.owned),
+            item.tls_offsets,
         )
+        for item in record.images[1:]
+    )
     return images, record.current
 
 
@@ -137,7 +136,8 @@ def find_room(
             Reason(
                 "no-room",
                 candidate.module.name,
-                f"{candidate.module.name}: no free range of {size} bytes within 2 GiB of the module in the process's address space",
+                f"{candidate.module.name}: no free range of {size} bytes within 2 GiB of the module in the "
+                f"process's address space",
             )
         )
     taken.append((base, base + size + ANNEX + PAGE))
@@ -169,7 +169,3 @@ class Planned:
             ):
                 return index
         raise AssertionError("a plan names an image that the module does not have")
-
-
-def with_tls(image: Image, offsets: Mapping[int, int]) -> Image:
-    return dataclasses.replace(image, tls_offsets=dict(offsets))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+from pathlib import Path
 
 from hotupgrade.target.agent import NAME, SYS_CLOSE, SYS_MUNMAP, Agent, Operation, call, system_call
 from hotupgrade.target.images import ANNEX
@@ -24,14 +25,11 @@ def recover(agent: Agent, ledger: Ledger, modules: tuple[Module, ...]) -> int:
 
 
 def _descriptors(agent: Agent) -> list[Operation]:
-    folder = f"/proc/{agent.process.pid}/fd"
     found = []
-    for name in os.listdir(folder):
-        try:
-            if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{NAME}"):
-                found.append(system_call(SYS_CLOSE, int(name), fatal=False))
-        except OSError:
-            continue
+    for entry in Path(f"/proc/{agent.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if str(entry.readlink()).startswith(f"/memfd:{NAME}"):
+                found.append(system_call(SYS_CLOSE, int(entry.name), fatal=False))
     return found
 
 

@@ -90,7 +90,8 @@ def _undo(
 
 
 def _without_last(ledger: Ledger) -> Ledger:
-    """The ledger after the rollback: the images stay, as old frames may still run in them and a later upgrade uses them."""
+    """The ledger after the rollback: the images stay, as old frames may still run in them and a later upgrade uses
+    them."""
     last = ledger.generations[-1]
     previous = {item.name: item.previous for item in last.modules}
     modules = [msgspec.structs.replace(m, current=previous.get(m.name, m.current)) for m in ledger.modules]

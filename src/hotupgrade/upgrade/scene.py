@@ -16,7 +16,8 @@ class LiveScene:
     def __init__(
         self, process: Process, modules: Sequence[Module], module: Module, newcomers: Mapping[str, int] | None = None
     ) -> None:
-        """``newcomers``: exported names that no loaded file has, but a new build in the process, or on its way there."""
+        """``newcomers``: exported names that no loaded file has, but a new build in the process, or on its way
+        there."""
         self._process = process
         self._modules = modules
         self._scope = Scope(modules, module)

@@ -112,6 +112,7 @@ def _require_free(process: Process) -> None:
             Reason(
                 "shadow-stack",
                 str(process.pid),
-                f"process {process.pid} runs with a processor shadow stack, which forbids the way in which threads are parked",
+                f"process {process.pid} runs with a processor shadow stack, which forbids the way in which "
+                f"threads are parked",
             )
         )

@@ -17,7 +17,8 @@ def open_new(path: Path, cache: Cache) -> Build:
     """A new build from a file that only its owner, or root, can have written.
 
     Raises:
-        Refused: the file cannot be read, is no build that can be used, or others may write it or put another in its place.
+        Refused: the file cannot be read, is no build that can be used, or others may write it or put another in its
+        place.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -49,7 +50,8 @@ def _require_owned(path: Path, status: os.stat_result) -> None:
             Reason(
                 "writable-by-others",
                 str(path),
-                f"{path} may be written by other users than its owner; code from there is not let into a process (chmod go-w, chown)",
+                f"{path} may be written by other users than its owner; code from there is not let into a process "
+                f"(chmod go-w, chown)",
             )
         )
 
@@ -76,7 +78,8 @@ def open_earlier(build_id: str, path: str, cache: Cache) -> Build:
         Reason(
             "no-earlier-build",
             path,
-            f"{path} (build-id {build_id}), which the process holds from an earlier upgrade, is neither there nor in {state_folder()}; "
+            f"{path} (build-id {build_id}), which the process holds from an earlier upgrade, is neither there nor "
+            f"in {state_folder()}; "
             "put it back",
         )
     )

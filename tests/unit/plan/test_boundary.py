@@ -22,8 +22,8 @@ __asm__(".section .rodata\\n.balign 8\\n"
         "{what}"
         ".text\\n.globl probe\\n.type probe, @function\\nprobe:\\n"
         "lea table(%rip), %rbx\\n{before}lea table+24(%rip), %rax\\n{use}\\nret\\n.size probe, . - probe\\n"
-        ".globl other\\n.type other, @function\\nother: ret\\n.size other, . - other\\n");
-"""
+        ".globl other\\n.type other, @function\\nother: lea table+24(%rip), %rax\\nret\\n.size other, . - other\\n");
+"""  # the last one also uses what begins there
 
 NAMED = ".globl second\\n.hidden second\\n.type second, @object\\nsecond: .quad 4, 5\\n.size second, 16\\n"
 NAMELESS = '.Lsecond: .asciz \\"some text\\"\\n'
@@ -51,6 +51,17 @@ USES = {
     "returned": ("nop", UNCLEAR, UNCLEAR),
     "overwritten": ("xor %eax, %eax\\nmov (%rax), %rcx", UNCLEAR, UNCLEAR),
     "lost in a call": ("call other\\nmov (%rax), %rcx", UNCLEAR, UNCLEAR),
+    "on a branch": ("test %edi, %edi\\njne 2f\\nret\\n2: mov (%rax), %rcx", START, START),
+    "a loop entered at its test": (
+        "jmp 2f\\n1: add $8, %rbx\\n2: cmp %rax, %rbx\\nje 3f\\ncmpl $0, (%rbx)\\njne 1b\\n3: nop",
+        END,
+        END,
+    ),
+    "different on two branches": (
+        "test %edi, %edi\\njne 2f\\ncmp %rax, %rdi\\nret\\n2: mov (%rax), %rcx",
+        UNCLEAR,
+        START,
+    ),
     "behind a jump": ("jmp 2f\\nud2\\n2: mov (%rax), %rcx", START, START),
 }
 
@@ -86,6 +97,20 @@ def test_what_code_says_of_another_object(compiler: Compiler, use: str) -> None:
     code, _, expected = USES[use]
     build = compiler.build(SOURCE.format(what=NAMED, before="", use=code))
     assert outcome(build, homes_without(build, "second")) == expected
+
+
+@pytest.mark.parametrize("what", [NAMED, NAMELESS], ids=["named", "nameless"])
+def test_data_that_nobody_else_uses_are_meant(compiler: Compiler, what: str) -> None:
+    source = SOURCE.replace("other: lea table+24(%rip), %rax", "other: nop")
+    build = compiler.build(source.format(what=what, before="", use="mov %rax, 8(%rdi)"))
+    assert outcome(build, homes_without(build, *(["second"] if what == NAMED else []))) == START
+
+
+def test_padding_is_not_meant(compiler: Compiler) -> None:
+    source = SOURCE.replace("other: lea table+24(%rip), %rax", "other: nop")
+    padding = ".quad 0, 0\\n.globl far\\n.hidden far\\n.type far, @object\\nfar: .quad 4\\n.size far, 8\\n"
+    build = compiler.build(source.format(what=padding, before="", use="mov %rax, 8(%rdi)"))
+    assert outcome(build, homes_without(build)) == UNCLEAR
 
 
 def test_it_does_not_matter_while_both_are_neighbours(compiler: Compiler) -> None:

@@ -28,8 +28,10 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     lines = []
     for name, mirror in PAIRS.items():
         lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
-        for field, *_ in mirror._fields_:
-            lines.append(f'printf("{name}.{field} %zu\\n", __builtin_offsetof(struct {name}, {field}));')
+        lines += [
+            f'printf("{name}.{field} %zu\\n", __builtin_offsetof(struct {name}, {field}));'
+            for field, *_ in mirror._fields_
+        ]
     for constant in ("HU_MAGIC", "HU_ABI", "HU_STAMPS", "HU_COMMITTED", "HU_ABORTED", "HU_OP_STOP", "HU_NO_STACK"):
         lines.append(f'printf("{constant} %llu\\n", (unsigned long long){constant});')
     program = folder / "layout.c"
