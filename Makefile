@@ -16,6 +16,7 @@ help: ## this list
 
 setup: ## install packages and make .venv (nothing to do: under two seconds)
 	@scripts/setup
+	$(MAKE) --silent --no-print-directory -C src/agent >/dev/null
 
 ovs: ## build Open vSwitch twice: as Debian ships it, and without its three security patches
 	@scripts/build-ovs fixed

@@ -151,14 +151,15 @@ def _actions(target: Target) -> Sequence[tuple[str, Callable[[], dict[str, Any]]
 
 
 def _take_stop(result: Result, name: str, subject: Subject, target: Target, document: dict[str, Any]) -> None:
-    tids = [row["tid"] for row in document["threads"] if row["busy"]]
+    # A sleeper that waits for a core all the time is taken for busy too.
+    tids = [row["tid"] for row in document["threads"] if row["busy"] and row["tid"] in subject.busy]
     result.take(f"{name}_attempts", "1", document["attempts"])
     result.take(f"{name}_sleepers_max", "µs", max(breaks(document, busy=False), default=0))
     result.take(f"{name}_sleepers_median", "µs", median(breaks(document, busy=False)))
     result.take(f"{name}_found_busy", "1", len(tids))
     if not tids:  # on a crowded machine none may have been seen to be busy all the time
         return
-    result.take(f"{name}_inside", "µs", max(breaks(document, busy=True)))
+    result.take(f"{name}_inside", "µs", max(row["break_us"] for row in document["threads"] if row["tid"] in tids))
     gaps = [subject.gap_us(tid, target.moment_of(document, tid)) for tid in tids]
     result.take(f"{name}_outside", "µs", max((gap for gap in gaps if gap is not None), default=None))
     result.take(f"{name}_outside_largest", "µs", max(subject.largest_us(tid) for tid in tids))

@@ -5,8 +5,10 @@ Run by ``make bench``.  Every figure stands beside a control of the same run, fo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -40,8 +42,9 @@ FULL = {
     "meter": Effort(10, 5),
     "sleepers": Effort(12, 5),
     "busy": Effort(12, 6),
-    "functions": Effort(12, 6),
+    "functions": Effort(12, 7),
 }
+NICENESS = -5
 QUICK = {name: Effort(3, 8) for name in FULL}
 
 
@@ -51,10 +54,13 @@ QUICK = {name: Effort(3, 8) for name in FULL}
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
 def main(quick: bool, only: tuple[str, ...], output: Path) -> None:
     """Measure hotupgrade on Open vSwitch and on a small program."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)  # what was started is ended, however the run ends
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    about = machine.describe()
+    about["niceness"] = _prefer_us()
     output.mkdir(parents=True, exist_ok=True)
     efforts = QUICK if quick else FULL
-    about = machine.describe()
     stolen, busy = machine.stolen_and_busy()
     begin = time.monotonic()
     try:
@@ -79,11 +85,23 @@ def main(quick: bool, only: tuple[str, ...], output: Path) -> None:
     table.show(results, console)
     console.print(
         f"{about['processor']}, {about['cores']} cores, of which {about['busy_cores']:.2f} were busy and "
-        f"{about['stolen_cores']:.2f} taken by the hypervisor; kernel {about['kernel']}",
+        f"{about['stolen_cores']:.2f} taken by the hypervisor; load {about['load_at_start'][0]:.1f} before; "
+        f"kernel {about['kernel']}",
         soft_wrap=True,
     )
     table.verdict(results, console)
     console.print(f"Done in {seconds:.0f} s: {', '.join(map(str, written))}", soft_wrap=True)
+
+
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _prefer_us() -> int:
+    """Let others on the machine wait for us and for what we start: it is not them that are measured."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    return os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def _run(efforts: dict[str, Effort], wanted: Callable[[str], bool], console: Console) -> list[Result]:

@@ -108,7 +108,7 @@ class Subject:
         """Let the busy threads go before whatever else wants their cores, as a datapath's cores are its own."""
         with contextlib.suppress(PermissionError):
             for tid in self.busy:
-                os.setpriority(os.PRIO_PROCESS, tid, -20)
+                os.setpriority(os.PRIO_PROCESS, tid, -15)
 
     def is_new(self) -> bool:
         """Whether the new library's code runs."""

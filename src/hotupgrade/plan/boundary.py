@@ -33,6 +33,7 @@ _WRITES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.RE
 class Meaning(enum.Enum):
     START = enum.auto()  # of what begins there
     END = enum.auto()  # of the object that ends there
+    PASSED = enum.auto()  # to a function: of what begins there, unless something else is known (registers may be stale)
     UNCLEAR = enum.auto()
 
 
@@ -188,8 +189,9 @@ class _Follower:
             meaning, looked_at = self._walk(path, budget)
             budget -= looked_at
             meanings.add(meaning)
-        meanings.discard(Meaning.UNCLEAR)
-        return meanings.pop() if len(meanings) == 1 else Meaning.UNCLEAR
+        if sure := meanings & {Meaning.START, Meaning.END}:
+            return sure.pop() if len(sure) == 1 else Meaning.UNCLEAR
+        return Meaning.START if Meaning.PASSED in meanings else Meaning.UNCLEAR
 
     def _walk(self, path: _Path, budget: int) -> tuple[Meaning, int]:
         """One path to its first telling use or to its end; branches off are left in ``_paths``."""
@@ -259,7 +261,7 @@ class _Follower:
     def _passed(self) -> Meaning | None:
         """A call: an object is passed, unless the start of the other object is passed too, as a range."""
         if self._holders & _ARGUMENTS:
-            return Meaning.UNCLEAR if self._starts & _ARGUMENTS else Meaning.START
+            return Meaning.UNCLEAR if self._starts & _ARGUMENTS else Meaning.PASSED
         self._holders -= _CLOBBERED
         return None
 

@@ -98,6 +98,9 @@ class _Updater:
         unbound = targets.type[word] == Relocation.ABS64 and not self._linker.can_bind(int(targets.number[word]))
         if unbound and self._same_symbol(row, offset, word):
             return present
+        vaddr = int(targets.plain_addend[word])
+        if present == self._linker.end_meant(word) and self._says_the_same(present, vaddr):
+            return present  # right in both meanings
         wanted = self._linker.word(word)
         if wanted.unnamed == NAMELESS:
             return wanted.value

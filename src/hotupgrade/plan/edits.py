@@ -15,7 +15,7 @@ import numpy as np
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import I32, I64, TargetKind
 from hotupgrade.errors import Reason
-from hotupgrade.plan.copies import present
+from hotupgrade.plan.copies import present, startup
 from hotupgrade.plan.entries import JUMP_SIZE, OutOfReach, branching_into_entry, has_room, jump, jump_target
 from hotupgrade.plan.homes import partners
 from hotupgrade.plan.model import Comparison, EditKind, Image, Scene, Watch
@@ -93,6 +93,7 @@ class _ImageEntries:
         self._partner = new_rows(self._image, new, comparison)
         self._address = self._image.base + self._build.entities.address.astype(np.int64)
         self._replaced = np.zeros_like(self._present) if self._is_new else self._present & comparison.old_replaced
+        self._replaced = self._replaced & ~startup(self._build)
 
     def edit(self, patchwork: Patchwork, result: EntryEdits) -> None:
         plain = np.flatnonzero(self._present & self._comparison.plain_old)
@@ -221,7 +222,7 @@ def entries_without_room(
     for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):
         if image.build.build_id == new.build_id:
             continue
-        rows = present(image, index) & comparison.old_replaced & comparison.plain_old
+        rows = present(image, index) & comparison.old_replaced & comparison.plain_old & ~startup(image.build)
         rows &= new_rows(image, new, comparison) >= 0
         found += [(index, row) for row in np.flatnonzero(rows).tolist() if not has_room(image.build, row)]
     return found

@@ -211,7 +211,7 @@ def _function_names(case: Case) -> dict[str, tuple[str, ...]]:
     dragged[list(comparison.dragged)] = True
     functions = new.entities.kind == Kind.FUNCTION
     return {
-        "changed": _names(new, comparison.replaced & ~dragged),
+        "changed": _names(new, comparison.replaced & ~dragged & ~startup(new)),
         "dragged": _names(new, comparison.replaced & dragged),
         "added": _names(new, functions & (comparison.old_of < 0) & ~startup(new)),
         "removed": _names(old, (old.entities.kind == Kind.FUNCTION) & (comparison.new_of < 0) & ~startup(old)),

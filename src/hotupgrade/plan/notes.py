@@ -9,7 +9,7 @@ import numpy as np
 from hotupgrade.binary.model import Kind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.case import Case
-from hotupgrade.plan.copies import startup
+from hotupgrade.plan.copies import STARTUP, startup
 from hotupgrade.plan.homes import NEW
 
 
@@ -33,7 +33,7 @@ def _initial_values(case: Case) -> Iterator[Reason]:
 def _constructors(case: Case) -> Iterator[Reason]:
     for vaddr in case.new.init_array:
         row, _ = case.targets.rows.one_at(vaddr)
-        if row < 0:
+        if row < 0 or case.name(row) in STARTUP:
             continue
         name = case.name(row)
         if case.homes.owner[row] == NEW:

@@ -131,6 +131,7 @@ class Linker:
         relocation = int(targets.type[index])
         row, addend = int(targets.row[index]), int(targets.addend[index])
         if relocation == Relocation.RELATIVE:
+            self._check_doubt(index)
             return self.pointer(row, addend, int(targets.plain_addend[index]))
         if relocation == Relocation.IRELATIVE:
             return Word(self._chosen_implementation(row))
@@ -143,6 +144,25 @@ class Linker:
             "unknown-relocation", name, f"{name} of the new build is of a kind that cannot be applied in a process"
         )
         return Word(0)
+
+    def end_meant(self, index: int) -> int | None:
+        """For a pointer that may mean the end of an object with a home, or what follows it: the end."""
+        ending = int(self.targets.doubtful[index])
+        if ending < 0 or self._homes.owner[ending] == NEW:
+            return None
+        return int(self.address[ending]) + int(self.new.entities.size[ending])
+
+    def _check_doubt(self, index: int) -> None:
+        if self.end_meant(index) is None:
+            return
+        holder, ending = int(self.targets.container[index]), int(self.targets.doubtful[index])
+        name = self.new.entities.names[holder] if holder >= 0 else f"the word at {int(self.targets.vaddr[index]):#x}"
+        self._refuse(
+            "adjacency",
+            name,
+            f"{name} points to where {self.new.entities.names[ending]} ends, which may be the start of what follows; the"
+            " two will not be neighbours any more",
+        )
 
     def symbol(self, number: int, *, call: bool = False) -> int:
         """The address that a symbol of the new build is bound to.

@@ -29,11 +29,15 @@ class Rows:
         self._tls = _Intervals(np.flatnonzero(self._tls_flags), entities.address, entities.size)
 
     def at(self, vaddrs: npt.ArrayLike) -> tuple[I32, I64]:
-        """Rows (never thread-locals) and distances from their starts; one past an end counts if nothing is there."""
+        """Rows (never thread-locals) and distances from their starts."""
         return self._plain.find(np.asarray(vaddrs, dtype=np.int64))
 
     def one_at(self, vaddr: int) -> tuple[int, int]:
         return self._plain.find_one(vaddr)
+
+    def ending_at(self, vaddrs: npt.ArrayLike) -> I32:
+        """Rows (never thread-locals, never empty) that end exactly there."""
+        return self._plain.ending_at(np.asarray(vaddrs, dtype=np.int64))
 
     def thread_local_at(self, offset: int) -> tuple[int, int]:
         return self._tls.find_one(offset)
@@ -73,24 +77,30 @@ class _Intervals:
         if not len(self._start):
             return found, distance
         last = np.searchsorted(self._start, wanted, side="right") - 1
-        for past_end in (False, True):
-            for back in range(_NESTING):
-                place = last - back
-                index = np.maximum(place, 0)
-                exact = wanted == (self._end if past_end else self._start)[index]
-                hit = (found < 0) & (place >= 0) & ((wanted < self._end[index]) | exact)
-                found[hit] = self._row[index[hit]]
-                distance[hit] = wanted[hit] - self._start[index[hit]]
+        for back in range(_NESTING):
+            place = last - back
+            index = np.maximum(place, 0)
+            hit = (found < 0) & (place >= 0) & ((wanted < self._end[index]) | (wanted == self._start[index]))
+            found[hit] = self._row[index[hit]]
+            distance[hit] = wanted[hit] - self._start[index[hit]]
         return found, distance
 
     def find_one(self, wanted: int) -> tuple[int, int]:
         last = bisect_right(self._starts, wanted) - 1
-        for past_end in (False, True):
-            for place in range(last, max(last - _NESTING, -1), -1):
-                start, end = self._starts[place], self._ends[place]
-                if wanted < end or wanted == (end if past_end else start):
-                    return self._rows[place], wanted - start
+        for place in range(last, max(last - _NESTING, -1), -1):
+            start = self._starts[place]
+            if wanted < self._ends[place] or wanted == start:
+                return self._rows[place], wanted - start
         return -1, 0
+
+    def ending_at(self, wanted: I64) -> I32:
+        order = np.argsort(self._end, kind="stable")
+        order = order[self._end[order] > self._start[order]]
+        if not len(order):
+            return np.full(len(wanted), -1, dtype=np.int32)
+        ends = self._end[order]
+        place = np.minimum(np.searchsorted(ends, wanted), len(ends) - 1)
+        return np.where(ends[place] == wanted, self._row[order[place]], -1).astype(np.int32)
 
     @cached_property
     def _starts(self) -> list[int]:

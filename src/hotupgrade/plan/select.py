@@ -91,7 +91,7 @@ def needed_functions(
     happened there.
     """
     functions = new.entities.kind == Kind.FUNCTION
-    needed: Flags = functions & (homes.owner == NEW) & ~startup(new)
+    needed: Flags = functions & (homes.owner == NEW)
     for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):
         if image.build.build_id == new.build_id:
             continue
@@ -101,7 +101,7 @@ def needed_functions(
             continue
         for row in np.flatnonzero(at_home & ~needed).tolist():
             needed[row] = intact is None or not intact(image, int(homes.partner[row]))
-    return needed
+    return needed & ~startup(new)
 
 
 def with_pieces(build: Build, functions: Flags, *, neighbours: bool = False) -> Flags:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I32, I64, Slot
+from hotupgrade.binary.model import I32, I64, Kind, Slot
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.plan.rows import Rows
 
@@ -20,7 +20,8 @@ class Targets:
     """The dynamic relocations of a build with their targets resolved to rows.
 
     ``row`` is -1 for what is not defined here or has no name; ``addend`` counts from the start of the row.
-    ``container`` is the row that holds the relocated word itself.
+    ``container`` is the row that holds the relocated word itself.  ``doubtful`` is -1 but for a word that may point to
+    unnamed data or to the end of the object before them, which it names then.
     """
 
     def __init__(self, build: Build, rows: Rows) -> None:
@@ -38,6 +39,38 @@ class Targets:
         self.addend: I64 = np.where(self.by_address, addend, self.plain_addend)
         for index in np.flatnonzero(np.isin(self.type, BY_SYMBOL)).tolist():
             self.row[index] = rows.of_symbol(int(self.number[index]))
+        self.doubtful: I32 = np.full(len(self.vaddr), -1, dtype=np.int32)
+        self._attribute_ends()
+
+    def _attribute_ends(self) -> None:
+        """Pointers to where an object ends and nothing named begins.
+
+        A container that also points into the object means its end, if only padding follows; one that does not means
+        what follows, if that is more than padding.
+        """
+        nameless = np.flatnonzero(self.by_address & (self.row < 0))
+        ending = self.rows.ending_at(self.plain_addend[nameless])
+        pointing = set(zip(self.container.tolist(), self.row.tolist(), strict=True))
+        for index, row in zip(nameless[ending >= 0].tolist(), ending[ending >= 0].tolist(), strict=True):
+            uses_both = (int(self.container[index]), row) in pointing and self.container[index] >= 0
+            followed = self._something_at(int(self.plain_addend[index]))
+            if followed and not uses_both:
+                continue
+            if followed or not (uses_both or self._is_writable(row)):
+                self.doubtful[index] = row
+                continue
+            self.row[index] = row
+            self.addend[index] = int(self.build.entities.size[row])
+
+    def _something_at(self, vaddr: int) -> bool:
+        """Whether more than padding begins at an address."""
+        bounds = self.build.boundaries
+        place = int(np.searchsorted(bounds, vaddr, side="right"))
+        return place < len(bounds) and any(self.build.read(vaddr, int(bounds[place]) - vaddr))
+
+    def _is_writable(self, row: int) -> bool:
+        """Nothing unnamed follows there."""
+        return int(self.build.entities.kind[row]) == Kind.OBJECT
 
     def within(self, low: int, high: int) -> range:
         """Indices of the relocations of words in [low, high)."""

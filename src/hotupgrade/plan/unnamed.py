@@ -51,8 +51,12 @@ class Unnamed:
             terminator = chunk.find(b"\0")
             if terminator >= 0:
                 text = chunk[:terminator]
-                return text if len(text) > 1 and _is_text(text) else None
+                return text if _is_text(text) and self._is_narrow(vaddr, terminator) else None
         return None
+
+    def _is_narrow(self, vaddr: int, length: int) -> bool:
+        """A single letter may be the first of a wide string, unless something else is known to begin behind its NUL."""
+        return length > 1 or (length == 1 and self._bound_after(vaddr) == vaddr + 2)
 
     def _bound_after(self, vaddr: int) -> int:
         index = int(np.searchsorted(self._bounds, vaddr, side="right"))

@@ -62,6 +62,11 @@ USES = {
         UNCLEAR,
         START,
     ),
+    "the test of a loop, after a call": (
+        "mov %rax, %r8\\ntest %edi, %edi\\njne 2f\\n1: add $8, %rbx\\ncmp %r8, %rbx\\njne 1b\\n2: call other",
+        END,
+        END,
+    ),
     "behind a jump": ("jmp 2f\\nud2\\n2: mov (%rax), %rcx", START, START),
 }
 
