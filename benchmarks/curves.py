@@ -42,20 +42,21 @@ def meter(directory: Path, effort: Effort) -> Result:
         subject.prefer_busy()
         for _ in effort.turns():
             for wanted in PAUSES_US:
-                subject.ask("forget")
-                subject.ask("pause", tid, wanted)
-                result.take(f"pause_{wanted}", "µs", subject.largest_us(tid))
+                true, gap = subject.pause_us(tid, wanted)
+                result.take(f"true_{wanted}", "µs", true)
+                result.take(f"pause_{wanted}", "µs", gap)
             subject.ask("forget")
             time.sleep(QUIET_SECONDS)
             result.take("quiet", "µs", subject.largest_us(tid))
     for wanted in PAUSES_US:
-        series = result[f"pause_{wanted}"]
+        series, true = result[f"pause_{wanted}"], result[f"true_{wanted}"]
         result.rows.append(
             Row(
                 f"meter: a pause of {wanted / 1000:g} ms",
                 f"{series.median / 1000:.3f} ms",
+                f"by the program's other clock {true.median / 1000:.3f} ms",
                 criterion="± 5 %",
-                holds=abs(series.median - wanted) <= 0.05 * wanted,
+                holds=len(series.values) > 0 and abs(series.median - true.median) <= 0.05 * true.median,
                 count=len(series.values),
                 note=f"smallest {min(series.values) / 1000:.3f} ms, largest {max(series.values) / 1000:.3f} ms",
             )

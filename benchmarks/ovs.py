@@ -8,16 +8,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samples import Effort, Result, Row
+from samples import Effort, Result, Row, percentile
 from stops import Target, breaks
 
 from hotupgrade.binary.cache import default_cache
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.vswitch import demo
 from hotupgrade.vswitch.builds import SwitchBuild, find_build
+from hotupgrade.vswitch.statistics import Rate
 from hotupgrade.vswitch.switch import Switch
 
 BUILDS = Path("build/ovs")
@@ -123,32 +125,23 @@ def patches(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
     last = None
     for _ in effort.turns():
         # Four windows a turn: old, old, new, new.  Neighbours of one kind are the control of neighbours of two kinds.
-        first, second = switch.rate(WINDOW_SECONDS), switch.rate(WINDOW_SECONDS)
+        first, second = _window(switch), _window(switch)
         if last is not None:
-            result.take("rate_ratio", "1", last.ratio_to(first))  # new ÷ old, across a roll-back
+            _take_ratio(result, "rate_ratio", last, first)  # new ÷ old, across a roll-back
         _take_upgrade(result, target.upgrade())
-        third, last = switch.rate(WINDOW_SECONDS), switch.rate(WINDOW_SECONDS)
-        result.take("rate_ratio", "1", third.ratio_to(second))
-        result.take("rate_control", "1", second.ratio_to(first), last.ratio_to(third))
-        result.take("rate", "packets/s", first.per_second, second.per_second, third.per_second, last.per_second)
+        third, last = _window(switch), _window(switch)
+        _take_ratio(result, "rate_ratio", third, second)
+        _take_ratio(result, "rate_control", second, first)
+        _take_ratio(result, "rate_control", last, third)
+        for window in (first, second, third, last):
+            result.take("rate", "packets/s", window.rate.per_second)
+            result.take("on_processor", "1", window.on_processor)
         _take_rollback(result, target.rollback())
     after = _memory(switch.pid)
     result.facts["private_growth_of_all_turns_bytes"] = after - before
     result.facts["not_now"] = target.failures
     _break_rows(result, effort, "three patches", 60, ratio=1.3)
-    ratio, control = result["rate_ratio"], result["rate_control"]
-    result.rows.append(
-        Row(
-            "rate after ÷ before, pairs of neighbouring windows",
-            f"× {ratio.median:.4f}",
-            f"× {control.median:.4f} without an upgrade between",
-            "≥ 0.99",
-            ratio.median >= 0.99,
-            len(ratio.values),
-            f"control spans {min(control.values):.3f} – {max(control.values):.3f}; "
-            f"{result['rate'].median / 1e6:.1f} million packets/s",
-        )
-    )
+    result.rows += _rate_rows(result)
     memory = result.facts["memory"]
     result.rows.append(_memory_row("three patches", memory))
     return result
@@ -240,6 +233,63 @@ def _break_rows(result: Result, effort: Effort, words: str, limit: float | None,
             note=f"{again} stops needed more than one attempt, {len(result.facts['not_now'])} commands gave up",
         )
     )
+
+
+# Rates.
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the polling threads did in a window, and which share of it they were on a processor at all."""
+
+    rate: Rate
+    on_processor: float
+
+    def ratio_to(self, earlier: Window) -> float:
+        """Per time on a processor: what other programs take away is none of an upgrade's doing."""
+        return self.rate.ratio_to(earlier.rate) * earlier.on_processor / self.on_processor
+
+
+def _window(switch: Switch) -> Window:
+    ran, begin = _processor_ns(switch), time.monotonic_ns()
+    rate = switch.rate(WINDOW_SECONDS)
+    return Window(rate, max(_processor_ns(switch) - ran, 1) / (time.monotonic_ns() - begin))
+
+
+def _processor_ns(switch: Switch) -> int:
+    """Time that the polling threads have spent on a processor."""
+    tids = [tid for tid, name in switch.threads().items() if name.startswith("pmd-")]
+    return sum(int(Path(f"/proc/{switch.pid}/task/{tid}/schedstat").read_text().split()[0]) for tid in tids)
+
+
+def _take_ratio(result: Result, name: str, later: Window, earlier: Window) -> None:
+    result.take(name, "1", later.ratio_to(earlier))
+    result.take(f"{name}_raw", "1", later.rate.ratio_to(earlier.rate))
+
+
+def _rate_rows(result: Result) -> list[Row]:
+    rows = []
+    share = result["on_processor"]
+    parts = (
+        ("", "rate after ÷ before, per time on a processor", 0.99),
+        ("_raw", "  the same, per time", None),
+    )
+    for suffix, words, limit in parts:
+        ratio, control = result[f"rate_ratio{suffix}"], result[f"rate_control{suffix}"]
+        rows.append(
+            Row(
+                words,
+                f"× {ratio.median:.4f}",
+                f"× {control.median:.4f} without an upgrade between",
+                "" if limit is None else f"≥ {limit}",
+                None if limit is None else ratio.median >= limit,
+                len(ratio.values),
+                f"control from × {percentile(control.values, 0.05):.2f} to {control.p95:.2f} (5 % to 95 %)",
+            )
+        )
+    rows[0].note += f"; {result['rate'].median / 1e6:.1f} million packets/s"
+    rows[1].note += f"; others took {100 * (1 - share.median):.0f} % of the PMD's processor"
+    return rows
 
 
 # Memory.

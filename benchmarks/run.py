@@ -37,8 +37,8 @@ CURVES: dict[str, Callable[[Path, Effort], Result]] = {
 FULL = {
     "prepare": Effort(5, 30),
     "patches": Effort(30, 120),
-    "whole": Effort(30, 80),
-    "imports": Effort(30, 45),
+    "whole": Effort(30, 100),
+    "imports": Effort(30, 25),
     "meter": Effort(10, 5),
     "sleepers": Effort(12, 5),
     "busy": Effort(12, 6),

@@ -11,7 +11,8 @@
  *   forget               start a new window
  *   largest TID          the largest gap in the window, in ticks
  *   gap TID TICK         the gap that contains the moment TICK, in ticks; 0 if there is none
- *   pause TID MICROS     take the thread away for so long, by a signal whose handler waits (by another clock)
+ *   pause TID MICROS     take the thread away for so long, by a signal whose handler waits (by another clock);
+ *                        a tick within the pause, and how long it was by that clock, in nanoseconds
  *   value N              what the library's function N returns
  */
 #define _GNU_SOURCE
@@ -54,6 +55,8 @@ static struct busy *all[MOST_BUSY];
 static int busy_count;
 static _Atomic long pause_us;
 static _Atomic int paused;
+static uint64_t paused_tick;
+static int64_t paused_ns;
 static _Atomic long kept;
 
 static int64_t now_ns(void)
@@ -66,9 +69,12 @@ static int64_t now_ns(void)
 static void on_pause(int number)
 {
     (void)number;
-    int64_t until = now_ns() + pause_us * 1000;
-    while (now_ns() < until) {
+    int64_t begin = now_ns(), now = begin;
+    paused_tick = __rdtsc();
+    while (now < begin + pause_us * 1000) {
+        now = now_ns();
     }
+    paused_ns = now - begin;
     paused = 1;
 }
 
@@ -196,7 +202,7 @@ static void answer(const char *line)
             usleep(200);
         }
         usleep(2000);
-        printf("done\n");
+        printf("%lu %ld\n", paused_tick, paused_ns);
     } else if (sscanf(line, "value %ld", &number) == 1) {
         printf("%ld\n", functions[number](0));
     } else {

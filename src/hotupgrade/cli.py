@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,24 @@ _WHOLE = click.option("--whole", is_flag=True, help="Redirect every function, no
 _IMPORTS = click.option("--imports", is_flag=True, help="Also rewrite the import slots of the other modules.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Answers wrong use with a document too, where one was asked for."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **more: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        if "--json" not in words:
+            return super().main(words, *rest, **more)
+        try:
+            return super().main(words, *rest, **{**more, "standalone_mode": False})
+        except click.ClickException as error:
+            command = next((word for word in words if word in self.commands), "")
+            problem = UsageError(error.format_message())
+            sys.stdout.write(msgspec.json.encode(documents.failure(command, problem)).decode() + "\n")
+            error.show()
+            sys.exit(problem.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Upgrade a running process to a newer build of its code, without restarting it."""

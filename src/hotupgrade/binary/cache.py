@@ -25,7 +25,7 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.code import CodeFacts, JumpTable
 from hotupgrade.binary.model import References
 
-FORMAT = 1  # raise it whenever the meaning of an entry or the way to find its contents changes
+FORMAT = 2  # raise it whenever the meaning of an entry or the way to find its contents changes
 MAGIC = b"hotupgrade cache\0"
 DIGEST = 32
 MAX_ENTRIES = 1024

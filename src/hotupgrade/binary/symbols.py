@@ -177,6 +177,9 @@ def _kinds(elf: ElfFile, table: Table, types: U8) -> U8:
     writable = (flags & SHF_WRITE) != 0
     low, high = elf.relro or (0, 0)
     protected = (table["value"] >= low) & (table["value"] < high)
+    # What the source calls constant stays so where the linker was told not to protect it (-z norelro).
+    constant = [name == ".data.rel.ro" or name.startswith(".data.rel.ro.") for name in elf.section_table.names]
+    protected |= np.array(constant, np.bool_)[section]
     data_type = np.isin(types, (SymbolType.OBJECT, SymbolType.COMMON, SymbolType.NOTYPE)) & good
     # A label in text without a type is a branch target of hand-written code, not a table.
     data = data_type & ~(executable & (types == SymbolType.NOTYPE)) & ((flags & SHF_TLS) == 0)

@@ -14,8 +14,9 @@ from hotupgrade.plan import tls
 from hotupgrade.plan.homes import Homes, find_homes
 from hotupgrade.plan.model import Comparison, Image
 from hotupgrade.plan.options import PlanOptions
+from hotupgrade.plan.pieces import rows_named
 from hotupgrade.plan.rows import Rows
-from hotupgrade.plan.select import Intact, Selection, rows_named, select
+from hotupgrade.plan.select import Intact, Selection, select
 from hotupgrade.plan.targets import Targets
 
 

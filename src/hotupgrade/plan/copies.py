@@ -8,6 +8,7 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import Flags, Kind, TargetKind
 from hotupgrade.plan.boundary import end_pointers
 from hotupgrade.plan.model import Image
+from hotupgrade.plan.pieces import drawing_in
 
 # What the compiler's start files bring along: runs once, in the loader's image, and is never placed again.
 STARTUP = frozenset(
@@ -43,8 +44,8 @@ def unclear_code(build: Build) -> Flags:
 
 
 def immovable(build: Build) -> Flags:
-    """Rows of functions that are not placed in a new image unless they must be."""
-    return startup(build) | unclear_code(build)
+    """Rows of functions that are not placed in a new image unless they must be, nor what would bring them along."""
+    return drawing_in(build, startup(build) | unclear_code(build))
 
 
 def present(image: Image, index: int) -> Flags:

@@ -21,8 +21,8 @@ from hotupgrade.plan.homes import partners
 from hotupgrade.plan.model import Comparison, EditKind, Image, Scene, Watch
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.patchwork import Patchwork
+from hotupgrade.plan.pieces import Indices, with_pieces
 from hotupgrade.plan.rows import Rows
-from hotupgrade.plan.select import Indices, with_pieces
 
 
 @dataclass

@@ -104,9 +104,8 @@ def _holds_all(case: Case, index: int) -> bool:
     if index == 0:
         return True
     selection = case.selection
-    complete = image.placed is None or not case.options.whole
-    missing = selection.needed & ~present(image, index)
-    return complete and not (missing.any() or selection.data.any() or selection.thread_locals)
+    missing = selection.functions & ~present(image, index)
+    return not (missing.any() or selection.data.any() or selection.thread_locals)
 
 
 class _Maker:
@@ -184,10 +183,15 @@ class _Maker:
         return Image(
             build=case.new,
             base=self._linker.base,
-            placed=None if case.options.whole else frozenset(np.flatnonzero(selection.functions).tolist()),
+            placed=self._placed_rows(),
             owned=frozenset(np.flatnonzero(owned).tolist()) | frozenset(selection.thread_locals),
             tls_offsets={row: self._reserve[row] for row in selection.thread_locals if row in self._reserve},
         )
+
+    def _placed_rows(self) -> frozenset[int] | None:
+        functions = self._case.selection.functions
+        everything = present(Image(self._case.new, self._linker.base), 1)
+        return None if np.array_equal(functions, everything) else frozenset(np.flatnonzero(functions).tolist())
 
     def _constructors(self) -> tuple[Call, ...]:
         """New constructors in their order; with an image that is back they ran when it was new."""

@@ -16,7 +16,8 @@ from hotupgrade.plan.case import Case
 from hotupgrade.plan.copies import unclear_code
 from hotupgrade.plan.edits import entries_without_room
 from hotupgrade.plan.homes import NEW, Rehomed
-from hotupgrade.plan.select import DATA, rows_named
+from hotupgrade.plan.pieces import rows_named
+from hotupgrade.plan.select import DATA
 
 _LISTED = 4  # names that a message lists before it says "and N more"
 _STT_GNU_IFUNC = 10
@@ -57,7 +58,7 @@ def _text_relocations(case: Case) -> Iterator[Reason]:
 
 def _unclear_code(case: Case) -> Iterator[Reason]:
     every = case.selection.every
-    for row in np.flatnonzero(unclear_code(case.new) & case.selection.needed).tolist():
+    for row in np.flatnonzero(unclear_code(case.new) & case.selection.functions).tolist():
         name = case.name(row)
         if row in case.new.undecodable:
             text = (

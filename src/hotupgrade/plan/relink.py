@@ -14,7 +14,8 @@ from hotupgrade.errors import Reason
 from hotupgrade.plan.bindings import Bindings
 from hotupgrade.plan.homes import NEW, Homes, unsized
 from hotupgrade.plan.model import Image, Scene
-from hotupgrade.plan.select import DATA, TRANSFERS, Selection
+from hotupgrade.plan.pieces import TRANSFERS
+from hotupgrade.plan.select import DATA, Selection
 from hotupgrade.plan.targets import Targets, is_pair, thread_local_offset
 from hotupgrade.plan.tls import is_whole_block
 
@@ -160,8 +161,8 @@ class Linker:
         self._refuse(
             "adjacency",
             name,
-            f"{name} points to where {self.new.entities.names[ending]} ends, which may be the start of what follows; the"
-            " two will not be neighbours any more",
+            f"{name} points to where {self.new.entities.names[ending]} ends, which may be the start of what follows;"
+            " the two will not be neighbours any more",
         )
 
     def symbol(self, number: int, *, call: bool = False) -> int:

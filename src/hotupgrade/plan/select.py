@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I32, Flags, Form, Kind, References, TargetKind
+from hotupgrade.binary.model import Flags, Form, Kind, References, TargetKind
 from hotupgrade.plan.boundary import Unclear, settle
 from hotupgrade.plan.copies import immovable, startup
 from hotupgrade.plan.homes import NEW, READ_ONLY, Homes, unsized
 from hotupgrade.plan.model import Comparison, Image
 from hotupgrade.plan.options import PlanOptions
+from hotupgrade.plan.pieces import Indices, rows_named, with_pieces
 from hotupgrade.plan.targets import Targets, is_pair
 from hotupgrade.plan.tls import row_of_slot
 
-Indices = npt.NDArray[np.intp]
-
-TRANSFERS = (Form.CALL, Form.JUMP, Form.BRANCH, Form.SHORT)
 DATA = (Kind.OBJECT, Kind.RELRO, Kind.CONSTANT)
 
 Intact = Callable[[Image, int], bool]  # whether a function of an image (a row of its build) has its own first bytes
-
-_COLD = re.compile(r"\.cold(\.\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -102,50 +96,6 @@ def needed_functions(
         for row in np.flatnonzero(at_home & ~needed).tolist():
             needed[row] = intact is None or not intact(image, int(homes.partner[row]))
     return needed & ~startup(new)
-
-
-def with_pieces(build: Build, functions: Flags, *, neighbours: bool = False) -> Flags:
-    """These functions and all code that shares a frame with them: their .cold parts, and what jumps into the middle.
-
-    With ``neighbours`` also what they reach by a short jump, which cannot lead out of an image.
-    """
-    references = build.references
-    joined = _joins(build, references, neighbours)
-    sources, sinks = references.function[joined], references.entity[joined]
-    flags = functions.copy()
-    while True:
-        reached = sinks[flags[sources] & ~flags[sinks]]
-        reached = np.concatenate([reached, _table_targets(build, flags)])
-        if not len(reached):
-            return flags
-        flags[reached] = True
-
-
-def rows_named(references: References) -> I32:
-    """The row that each reference names; 0 where it names none (there ``entity`` may be the index of a slot)."""
-    return np.where(references.target_kind == TargetKind.ENTITY, references.entity, 0).astype(np.int32)
-
-
-def _joins(build: Build, references: References, neighbours: bool) -> Indices:
-    """References that lead from one piece of a function to another."""
-    cold = np.fromiter((_COLD.search(name) is not None for name in build.entities.names), np.bool_, len(build.entities))
-    between = (references.target_kind == TargetKind.ENTITY) & (references.function >= 0)
-    entity = rows_named(references)
-    between &= build.entities.kind[entity] == Kind.FUNCTION
-    short = references.form == Form.SHORT
-    between &= np.isin(references.form, TRANSFERS)
-    return np.flatnonzero(between & ((references.addend != 0) | cold[entity] | (short & neighbours)))
-
-
-def _table_targets(build: Build, flags: Flags) -> npt.NDArray[np.int32]:
-    missing = [
-        target
-        for table in build.jump_tables
-        if table.function >= 0 and flags[table.function]
-        for target in table.targets
-        if not flags[target]
-    ]
-    return np.asarray(missing, dtype=np.int32)
 
 
 def _slots(new: Build, every: References, references: Indices) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -21,15 +21,16 @@ def open_new(path: Path, cache: Cache) -> Build:
         place.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise Refused(
             Reason("unreadable", str(path), f"{path} cannot be read: {os.strerror(error.errno or 0)}")
         ) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise Refused(Reason("not-a-file", str(path), f"{path} is no regular file; name a shared library"))
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise Refused(Reason("not-a-file", str(path), f"{path} is no regular file"))
         _require_trusted(path, status)
         return load_build(file.read(), str(path), cache)
 

@@ -20,14 +20,14 @@ SECOND = BASE + 0x1000000
 
 # A named constant, what follows it, and a table with pointers.
 SOURCE = """
-__asm__(".section .rodata\\n.balign 8\\n.globl row\\n.hidden row\\n.type row, @object\\nrow: .quad 1, 2\\n.size row, 16\\n"
-        "{behind}"
+__asm__(".section .rodata\\n.balign 8\\n.globl row\\n.hidden row\\n.type row, @object\\nrow: .quad 1, 2\\n"
+        ".size row, 16\\n{behind}"
         ".section .data.rel.ro,\\"aw\\"\\n.balign 8\\n.globl table\\n.type table, @object\\ntable: {pointers}\\n"
         ".size table, . - table\\n"
         ".data\\n.globl items\\n.type items, @object\\nitems: .long 1, 2, 3\\n.size items, 12\\n.balign 64\\n.text\\n");
 extern const void *const table[];
 const void *get(int i) {{ return table[i]; }}
-int run(void) {{ return {value}; }}
+int run(int x) {{ return x * 1000003 + {value}; }}
 """
 
 TEXT = '.asciz \\"a string\\"\\n.balign 8\\n'

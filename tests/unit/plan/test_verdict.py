@@ -326,3 +326,17 @@ def test_kinds_of_the_samples(compiler: Compiler) -> None:
     first, second = row(build, "first"), row(build, "second")
     assert int(build.entities.address[second]) == int(build.entities.address[first]) + 16
     assert np.all(build.entities.kind[[first, second]] == Kind.OBJECT)
+
+
+def test_what_would_bring_unclear_code_along_stays_too(compiler: Compiler) -> None:
+    """A short jump leads from ``near`` to ``odd``, which cannot be placed."""
+    near = ".globl near\\n.type near, @function\\nnear: test %edi, %edi\\njne odd\\nret\\n.size near, . - near"
+    source = NAMELESS.replace(".size odd, . - odd", f".size odd, . - odd\\n{near}")
+    source = source.format(step=1) + "int tail(int x) { return x * 1000003 + 1; }"
+    old, new = pair(compiler, source, source.replace("+ 1;", "+ 2;"))
+    assert judge(old, new, WHOLE)[0] == {}
+    comparison = compare(old, new)
+    replaced = comparison.replaced.copy()
+    replaced[row(new, "near")] = True
+    refusals, _ = judge(old, new, comparison=dataclasses.replace(comparison, replaced=replaced))
+    assert codes(refusals) == {"odd": "unknown-reference"}
