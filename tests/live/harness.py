@@ -389,6 +389,50 @@ class HotUpgrade:
         return answer.document
 
 
+DRIVER = """
+import contextlib, io, json, sys
+from hotupgrade.cli import main
+for line in sys.stdin:
+    out, code = io.StringIO(), 0
+    try:
+        with contextlib.redirect_stdout(out):
+            main(json.loads(line), standalone_mode=False)
+    except SystemExit as end:
+        code = end.code
+    print(json.dumps([code, out.getvalue()]), flush=True)
+"""
+
+
+class Driver(HotUpgrade):
+    """The same command, run many times in one Python process: for tests that need it by the hundred."""
+
+    def __init__(self, other: HotUpgrade) -> None:
+        self.environment = other.environment
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER],
+            env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=10)
+
+    def __call__(self, *words: object, limit: float = 60) -> Answer:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        begin = time.monotonic()
+        self._process.stdin.write(json.dumps([str(word) for word in words]) + "\n")
+        self._process.stdin.flush()
+        assert select.select([self._process.stdout], [], [], limit)[0], f"{words} did not end within {limit} s"
+        line = self._process.stdout.readline()
+        assert line, self._process.communicate(timeout=10)[1]
+        code, out = json.loads(line)
+        return self.read(words, code, out, "", time.monotonic() - begin)
+
+
 PHASES = ("prepare", "stop", "check", "sync", "replace", "start", "cleanup")
 
 

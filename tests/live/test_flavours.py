@@ -22,8 +22,7 @@ FLAVOURS = {
     "ibt": ("-fcf-protection=full", "-Wl,-z,ibtplt"),
     "no-debug": ("-g0",),
     "frame-pointers": ("-fno-omit-frame-pointer", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"),
-    "sysv-hash": ("-Wl,--hash-style=sysv", "-Wl,-O1"),
-    "compressed-debug": ("-gz",),
+    "compressed-debug": ("-gz", "-Wl,--hash-style=sysv"),
     "unwind-tables-only": ("-fno-asynchronous-unwind-tables", "-fno-exceptions"),
 }
 

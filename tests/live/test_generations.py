@@ -8,7 +8,7 @@ import time
 import pytest
 
 from live.conftest import Start
-from live.harness import DONE, NOT_NOW, REFUSED, Builder, HotUpgrade, check_done
+from live.harness import DONE, NOT_NOW, REFUSED, Builder, Driver, HotUpgrade, check_done
 
 
 def test_chain_with_a_rollback_after_each(build: Builder, start: Start, hu: HotUpgrade) -> None:
@@ -39,20 +39,21 @@ def test_a_hundred_switches_leave_no_trace(build: Builder, start: Start, hu: Hot
     program.call("make")
     one, two = build.library("pointers", 1), build.library("pointers", 2)
 
-    def back_and_forth(turn: int) -> None:
-        hu.upgraded(program, two)
+    def back_and_forth(driver: Driver, turn: int) -> None:
+        driver.upgraded(program, two)
         assert program.call("identity") == 2015
         if turn % 2:
-            hu.rolled_back(program)
+            driver.rolled_back(program)
         else:
-            hu.upgraded(program, one)
+            driver.upgraded(program, one)
         assert program.call("identity") == 1015
 
-    for turn in range(3):
-        back_and_forth(turn)
-    first = program.size()
-    for turn in range(47):
-        back_and_forth(turn)
+    with Driver(hu) as driver:
+        for turn in range(4):
+            back_and_forth(driver, turn)
+        first = program.size()
+        for turn in range(46):
+            back_and_forth(driver, turn)
     last = program.size()
     assert last.maps <= first.maps + 2, program.maps()
     assert last.threads == first.threads
@@ -205,7 +206,7 @@ def test_two_upgrades_at_once(build: Builder, start: Start, hu: HotUpgrade) -> N
     program.ask("work", "busy", 1, "pair", 0, -300)
     hu.upgraded(program, build.library("basic", 2))
     hu.rolled_back(program)
-    for _ in range(3):
+    for _ in range(2):
         wanted = [("upgrade", program.pid, build.library("basic", v), "--json") for v in (2, 3)]
         started = [hu.start(*words) for words in wanted]
         answers = [hu.finish(process, *words) for process, words in zip(started, wanted, strict=True)]

@@ -259,6 +259,7 @@ def wait_for(counts: list[int], more: int, since: list[int] | None = None, limit
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_ten_times_back_and_forth(switch: Switch, fixed: SwitchBuild) -> None:
     before = baseline.take(switch)
     upgrade(switch, *files(fixed))
