@@ -16,13 +16,14 @@ import numpy.typing as npt
 from iced_x86 import FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I32, Flags, Form, Kind, References, TargetKind
+from hotupgrade.binary.model import I32, I64, Flags, Form, Kind, References, TargetKind
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.plan.homes import NEW, Homes
 
 Indices = npt.NDArray[np.intp]
 
 _FAR = 400  # instructions to follow a pointer
+_LARGEST_ROW = 4096  # bytes: no field of a table's first row lies further from its start
 _STEP_BEFORE = 4  # instructions between the step of a loop and its test
 _ARGUMENTS = frozenset((Register.RDI, Register.RSI, Register.RDX, Register.RCX, Register.R8, Register.R9))
 _CLOBBERED = _ARGUMENTS | {Register.RAX, Register.R10, Register.R11}
@@ -52,16 +53,16 @@ def settle(build: Build, homes: Homes, functions: Flags) -> tuple[References, tu
     Only where it matters, that is, where what ends and what begins at the address will part.
     """
     every = build.references
-    candidates, endings = _candidates(build, functions)
+    candidates, endings, offsets = _candidates(build, functions)
     kind, entity, addend = every.target_kind.copy(), every.entity.copy(), every.addend.copy()
     unclear: list[Unclear] = []
-    for index, ending in zip(candidates.tolist(), endings.tolist(), strict=True):
-        if not _part(build, homes, index, ending):
+    for index, ending, offset in zip(candidates.tolist(), endings.tolist(), offsets.tolist(), strict=True):
+        if not _part(build, homes, index, ending, offset):
             continue
-        meaning = _meaning(build, index, ending)
+        meaning = _meaning(build, index, ending, offset)
         if meaning is Meaning.END:
             kind[index], entity[index] = TargetKind.ENTITY, ending
-            addend[index] = int(build.entities.size[ending])
+            addend[index] = int(build.entities.size[ending]) + offset
         elif meaning is Meaning.UNCLEAR:
             unclear.append(Unclear(int(every.function[index]), ending, int(every.target[index])))
     settled = dataclasses.replace(every, target_kind=kind, entity=entity, addend=addend)
@@ -74,13 +75,17 @@ def end_pointers(build: Build) -> Indices:
     unknown = (every.target_kind == TargetKind.UNKNOWN) & (every.function >= 0)
     functions = np.zeros(len(build.entities), dtype=np.bool_)
     functions[every.function[unknown]] = True
-    candidates, _ = _candidates(build, functions)
+    candidates, _, _ = _candidates(build, functions)
     found: Indices = candidates[unknown[candidates]]
     return found
 
 
-def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32]:
-    """References that take an address at which an object ends that the same function also uses."""
+def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32, I64]:
+    """References that take an address at which an object ends that the same function also uses.
+
+    Parallel: the object, and how far behind its end the address lies.  A loop over one field of a table begins at that
+    field in the first row, and so ends at the same distance behind the last one.
+    """
     every, entities = build.references, build.entities
     data = np.flatnonzero(np.isin(entities.kind, (Kind.OBJECT, Kind.RELRO, Kind.CONSTANT)) & (entities.size > 0))
     ends = (entities.address[data] + entities.size[data]).astype(np.int64)
@@ -88,19 +93,49 @@ def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32]:
     data, ends = data[order].astype(np.int32), ends[order]
     takes = np.flatnonzero((every.form == Form.LEA) & functions[np.maximum(every.function, 0)] & (every.function >= 0))
     if not len(data) or not len(takes):
-        return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.int32)
+        return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
     place = np.minimum(np.searchsorted(ends, every.target[takes].astype(np.int64)), len(ends) - 1)
     ending = data[place]
     named = every.target_kind[takes] == TargetKind.ENTITY
     hit = (ends[place] == every.target[takes].astype(np.int64)) & ~(named & (every.entity[takes] == ending))
-    takes, ending = takes[hit], ending[hit]
+    exact, ending = takes[hit], ending[hit]
     uses = every.target_kind == TargetKind.ENTITY
     used = every.function[uses].astype(np.int64) << 32 | every.entity[uses]
-    also = np.isin(every.function[takes].astype(np.int64) << 32 | ending, used)
-    return takes[also], ending[also]
+    also = np.isin(every.function[exact].astype(np.int64) << 32 | ending, used)
+    exact, ending = exact[also], ending[also]
+    shifted, objects, offsets = _shifted_ends(build, takes)
+    fresh = ~np.isin(shifted, exact)
+    return (
+        np.concatenate([exact, shifted[fresh]]),
+        np.concatenate([ending, objects[fresh]]),
+        np.concatenate([np.zeros(len(exact), dtype=np.int64), offsets[fresh]]),
+    )
 
 
-def _part(build: Build, homes: Homes, index: int, ending: int) -> bool:
+def _shifted_ends(build: Build, takes: Indices) -> tuple[Indices, I32, I64]:
+    """Addresses that lie as far behind an object's end as another one, taken by the same function, behind its start."""
+    every, entities = build.references, build.entities
+    kinds = (Kind.OBJECT, Kind.RELRO, Kind.CONSTANT)
+    by_function: dict[int, list[int]] = {}
+    for index in takes.tolist():
+        by_function.setdefault(int(every.function[index]), []).append(index)
+    found: list[tuple[int, int, int]] = []
+    for indices in by_function.values():
+        ends: dict[int, tuple[int, int]] = {}
+        for index in indices:
+            row, offset = int(every.entity[index]), int(every.addend[index])
+            if every.target_kind[index] != TargetKind.ENTITY or entities.kind[row] not in kinds:
+                continue
+            size = int(entities.size[row])
+            if 0 < offset < min(size, _LARGEST_ROW):
+                ends[int(entities.address[row]) + size + offset] = (row, offset)
+        if ends:
+            found += [(index, *ends[at]) for index in indices if (at := int(every.target[index])) in ends]
+    table = np.array(found, dtype=np.int64).reshape(-1, 3)
+    return table[:, 0].astype(np.intp), table[:, 1].astype(np.int32), table[:, 2]
+
+
+def _part(build: Build, homes: Homes, index: int, ending: int, offset: int) -> bool:
     """Whether what ends and what begins at the address will no longer be neighbours."""
     every = build.references
     if every.target_kind[index] == TargetKind.UNKNOWN:
@@ -111,13 +146,13 @@ def _part(build: Build, homes: Homes, index: int, ending: int) -> bool:
     if homes.owner[ending] == NEW or homes.owner[begins] == NEW:
         return bool(homes.owner[ending] != homes.owner[begins])
     distance = int(homes.address[begins]) + int(every.addend[index]) - int(homes.address[ending])
-    return distance != int(build.entities.size[ending])
+    return distance != int(build.entities.size[ending]) + offset
 
 
-def _meaning(build: Build, index: int, ending: int) -> Meaning:
+def _meaning(build: Build, index: int, ending: int, offset: int) -> Meaning:
     if build.references.target_kind[index] == TargetKind.UNKNOWN:
         return Meaning.END  # nothing else is there
-    meaning = _Follower(build, index, ending).follow()
+    meaning = _Follower(build, index, ending, offset).follow()
     if meaning is Meaning.UNCLEAR and _is_only_use(build, index):
         return Meaning.START
     return meaning
@@ -157,11 +192,11 @@ class _Path:
 class _Follower:
     """Follows a pointer from the ``lea`` that makes it to the uses that tell what it points to, on all paths."""
 
-    def __init__(self, build: Build, index: int, ending: int) -> None:
+    def __init__(self, build: Build, index: int, ending: int, offset: int = 0) -> None:
         every = build.references
         self._build = build
         self._index = index
-        self._first = int(build.entities.address[ending])
+        self._first = int(build.entities.address[ending]) + offset
         self._unnamed = every.target_kind[index] == TargetKind.ANONYMOUS
         row = int(every.function[index])
         self._low = int(build.entities.address[row])

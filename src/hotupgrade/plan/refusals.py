@@ -8,7 +8,7 @@ import iced_x86
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Form, Kind, TargetKind
+from hotupgrade.binary.model import Form, Kind, References, TargetKind
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.errors import Reason
 from hotupgrade.plan import tls
@@ -263,9 +263,18 @@ def _outside(case: Case) -> Iterator[Reason]:
     outside = (every.target_kind[index] == TargetKind.ENTITY) & np.isin(case.new.entities.kind[entity], DATA)
     outside &= (size > 0) & ((addend > size) | (addend < 0)) & (case.homes.owner[entity] != NEW)
     for place in index[outside].tolist():
+        if _ends_a_shifted_loop(every, place, int(case.new.entities.size[every.entity[place]])):
+            continue
         user, target = case.name(int(every.function[place])), case.name(int(every.entity[place]))
         text = f"{user} refers to a place outside of {target} as if it were part of it; what is there may be elsewhere"
         yield Reason("adjacency", user, text)
+
+
+def _ends_a_shifted_loop(every: References, place: int, size: int) -> bool:
+    """Whether the same function takes the address just as far behind the object's start (see plan/boundary.py)."""
+    begins = (every.function == every.function[place]) & (every.form == Form.LEA)
+    begins &= (every.target_kind == TargetKind.ENTITY) & (every.entity == every.entity[place])
+    return bool((begins & (every.addend == every.addend[place] - size) & (every.addend > 0)).any())
 
 
 def _users(case: Case, row: int) -> str:

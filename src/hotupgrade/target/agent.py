@@ -270,9 +270,12 @@ class Agent:
 
 def find(process: Process) -> Agent | None:
     """The agent that is in the process already."""
-    for mapping in process.maps():
-        if mapping.path == AGENT_PATH and mapping.offset == 0:
-            return Agent(process, mapping.start)
+    header, _ = native.agent_blob()
+    parts = {(m.start, m.permissions) for m in process.maps() if m.path == AGENT_PATH}
+    for start, permissions in sorted(parts):
+        # Both parts, or it is one that a killed tool did not finish.
+        if permissions == "r-xp" and (start + header.text_size, "rw-p") in parts:
+            return Agent(process, start)
     return None
 
 
@@ -345,6 +348,8 @@ def _remote(
             problem = refuse_visit(process.pid, visit)
             if visit.status in (abi.VisitStatus.DENIED, abi.VisitStatus.HALTED):
                 raise problem
+            if visit.status == abi.VisitStatus.FAILED:
+                raise problem  # some of the calls may have been made: not again with the same arguments
         time.sleep(0.002)
     if problem is None:
         if not process.thread_ids():

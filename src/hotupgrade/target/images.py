@@ -64,7 +64,8 @@ def map_image(
     try:
         agent.check(operations, results[:-1])
     except BaseException:
-        agent.run([close, unmap_image(base, size)])
+        ours = results[0] == base  # else the range is somebody else's, and none of our business
+        agent.run([close, unmap_image(base, size)] if ours else [close])
         raise
     pages = {(offset + at) // PAGE for offset, content in pieces for at in range(0, len(content), PAGE)}
     pages |= {(offset + len(content) - 1) // PAGE for offset, content in pieces if content}

@@ -192,7 +192,14 @@ class Stopper:
             NotNow: not within ``timeout`` seconds, or not possible; nothing was changed.
         """
         self._request = request
-        limit = time.monotonic() + timeout
+        allowed = os.sched_getaffinity(0)
+        try:
+            return self._until(time.monotonic() + timeout)
+        finally:
+            os.sched_setaffinity(0, allowed)
+
+    def _until(self, limit: float) -> StopReport:
+        request = self._request
         attempt = 0
         while True:
             problem = self._attempt(request, attempt)

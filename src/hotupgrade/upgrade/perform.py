@@ -340,7 +340,8 @@ class _Work:
             "modules": modules,
             **describe.totals(modules),
             "edits": change.numbers(),
-            "memory_bytes": sum(module["memory_bytes"] for module in modules),
+            # Pages of the old code that are written become the process's own.
+            "memory_bytes": sum(module["memory_bytes"] for module in modules) + change.numbers()["pages"] * PAGE,
         }
 
     def _estimate(self, item: Planned) -> int:

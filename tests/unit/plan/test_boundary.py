@@ -158,3 +158,35 @@ def outcome_with_end(build: Build, size: int) -> bool:
     table = build.entities.names.index("table")
     ends = (settled.target_kind == TargetKind.ENTITY) & (settled.entity == table) & (settled.addend == size)
     return bool(np.any(ends)) and not unclear
+
+
+FIELDS = """
+__asm__(".section .rodata\\n.balign 8\\n"
+        ".globl rows\\n.hidden rows\\n.type rows, @object\\nrows: .quad 1, 2, 3, 4, 5, 6\\n.size rows, 48\\n"
+        ".globl behind\\n.hidden behind\\n.type behind, @object\\nbehind: .quad 7, 8\\n.size behind, 16\\n"
+        ".text\\n.globl each\\n.type each, @function\\neach:\\n"
+        "lea rows+8(%rip), %rbx\\nlea rows+56(%rip), %rax\\n"
+        "1: add $16, %rbx\\ncmp %rax, %rbx\\njne 1b\\nret\\n.size each, . - each\\n");
+"""
+
+
+def test_a_loop_over_a_field_ends_behind_the_table(compiler: Compiler) -> None:
+    """It begins behind the start by as much as it ends behind the end, within or past what follows."""
+    build = compiler.build(FIELDS)
+    each, rows = build.entities.names.index("each"), build.entities.names.index("rows")
+    functions = np.zeros(len(build.entities), dtype=np.bool_)
+    functions[each] = True
+    homes = _homes(build, {rows})
+    settled, unclear = settle(build, homes, functions)
+    assert not unclear
+    mine = (settled.function == each) & (settled.entity == rows) & (settled.target_kind == TargetKind.ENTITY)
+    assert sorted(settled.addend[mine].tolist()) == [8, 56]
+
+
+def _homes(build: Build, known: set[int]) -> Homes:
+    """Only these rows have a home."""
+    count = len(build.entities)
+    owner = np.full(count, NEW, dtype=np.int32)
+    owner[list(known)] = 0
+    address = build.entities.address.astype(np.int64) + BASE
+    return Homes(owner, np.arange(count, dtype=np.int32), address, np.zeros(count, dtype=np.bool_), ())
