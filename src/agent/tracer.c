@@ -27,6 +27,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define RED_ZONE 128
+#define LATE_US 3000000 /* how long threads that are late are waited for, in microseconds */
 
 enum visit_status {
     VISIT_PENDING = 0,
@@ -220,6 +221,45 @@ static void seize(struct visit *visit)
     }
 }
 
+/* Let a stopped thread go on as if nothing had been.  The kernel does that on its own, except for system calls that it
+ * never restarts, not even after a stop: those are made again. */
+static void let_go(pid_t tid)
+{
+    struct user_regs_struct regs;
+    uint64_t number;
+    if (!ptrace(PTRACE_GETREGS, tid, 0, &regs) && rewind_call(&regs, &number) == EINTR) {
+        regs.orig_rax = (uint64_t)-1;
+        ptrace(PTRACE_SETREGS, tid, 0, &regs);
+    }
+    ptrace(PTRACE_DETACH, tid, 0, 0);
+}
+
+/* Threads that were told to stop and have not yet, on a machine with too much to do: the order cannot be taken back, so
+ * wait for them to come, and let them go. */
+static void wait_for_the_late(struct job *job)
+{
+    int64_t limit = now_us() + LATE_US;
+    for (uint64_t left = 1; left && now_us() < limit;) {
+        left = 0;
+        for (uint64_t i = 0; i < job->count; i++) {
+            struct visit *visit = &job->visits[i];
+            if (visit->status == VISIT_PENDING && arrived(visit)) {
+                let_go((pid_t)visit->tid);
+                visit->status = VISIT_LATE;
+            }
+            left += visit->status == VISIT_PENDING;
+        }
+        if (left) {
+            pause_us(100);
+        }
+    }
+    for (uint64_t i = 0; i < job->count; i++) {
+        if (job->visits[i].status == VISIT_PENDING) {
+            job->visits[i].status = VISIT_LATE;
+        }
+    }
+}
+
 static void *redirect_all(void *argument)
 {
     struct job *job = argument;
@@ -249,11 +289,7 @@ static void *redirect_all(void *argument)
             break;
         }
         if (now_us() > limit) {
-            for (uint64_t i = 0; i < job->count; i++) {
-                if (job->visits[i].status == VISIT_PENDING) {
-                    job->visits[i].status = VISIT_LATE;
-                }
-            }
+            wait_for_the_late(job);
             break;
         }
         if (!progress) {
@@ -405,7 +441,7 @@ static void *call_in(void *argument)
             make_calls(job, limit);
             ptrace(PTRACE_DETACH, (pid_t)visit->tid, 0, 0);
         } else if (visit->status == VISIT_PENDING && now_us() > limit) {
-            visit->status = VISIT_LATE;
+            wait_for_the_late(job);
         } else {
             pause_us(20);
         }
