@@ -133,14 +133,26 @@ static void fail(struct visit *visit)
     visit->status = errno == ESRCH ? VISIT_GONE : errno == EPERM ? VISIT_DENIED : VISIT_FAILED;
 }
 
+/* Is this still the program that the tool looked at?  A thread id outlives an exec, what it runs does not. */
+static int is_there(pid_t tid, uint64_t address, uint64_t code, uint64_t mask)
+{
+    uint64_t found = 0;
+    struct iovec to = {&found, sizeof found}, from = {(void *)address, sizeof found};
+    return process_vm_readv(tid, &to, 1, &from, 1, 0) == sizeof found && !((found ^ code) & mask);
+}
+
 /* The thread is in ptrace-stop: send it through the agent, and let go of it. */
-static void redirect(struct visit *visit, uint64_t entry)
+static void redirect(struct visit *visit, uint64_t entry, uint64_t code)
 {
     pid_t tid = (pid_t)visit->tid;
     struct user_regs_struct before, regs;
     uint64_t mask, all = ~0ull;
     if (ptrace(PTRACE_GETREGS, tid, 0, &before) || ptrace(PTRACE_GETSIGMASK, tid, 8, &mask)) {
         fail(visit);
+        return;
+    }
+    if (!is_there(tid, entry, code, ~0ull)) {
+        visit->status = VISIT_GONE;
         return;
     }
     regs = before;
@@ -206,7 +218,7 @@ static void pause_us(long us)
 struct job {
     pid_t pid;
     struct visit *visits;
-    uint64_t count, entry;
+    uint64_t count, entry, code;
     int64_t timeout_us;
     struct remote_call *calls;
     uint64_t call_count, syscall_at, sigreturn_at;
@@ -278,7 +290,7 @@ static void *redirect_all(void *argument)
                 continue;
             }
             if (arrived(visit)) {
-                redirect(visit, job->entry);
+                redirect(visit, job->entry, job->code);
                 ptrace(PTRACE_DETACH, (pid_t)visit->tid, 0, 0);
                 progress++;
             }
@@ -353,6 +365,10 @@ static void make_calls(struct job *job, int64_t limit)
     if (ptrace(PTRACE_GETREGS, tid, 0, &before) || ptrace(PTRACE_GETFPREGS, tid, 0, &fp) ||
         ptrace(PTRACE_GETSIGMASK, tid, 8, &mask) || ptrace(PTRACE_SETOPTIONS, tid, 0, PTRACE_O_TRACESYSGOOD)) {
         fail(visit);
+        return;
+    }
+    if (!is_there(tid, job->syscall_at, 0xc3050f, 0xffffff)) {
+        visit->status = VISIT_GONE;
         return;
     }
     if (has_signal(tid, mask)) {
@@ -459,10 +475,11 @@ static int in_own_thread(void *(*work)(void *), struct job *job)
     return -error;
 }
 
-/* Send threads of a process to the agent's entry.  Returns 0, or a negative errno if nothing was tried. */
-EXPORT int hu_redirect(struct visit *visits, uint64_t count, uint64_t entry, int64_t timeout_us)
+/* Send threads of a process to the agent's entry, whose first eight bytes are "code".  Returns 0, or a negative errno
+ * if nothing was tried. */
+EXPORT int hu_redirect(struct visit *visits, uint64_t count, uint64_t entry, uint64_t code, int64_t timeout_us)
 {
-    struct job job = {.visits = visits, .count = count, .entry = entry, .timeout_us = timeout_us};
+    struct job job = {.visits = visits, .count = count, .entry = entry, .code = code, .timeout_us = timeout_us};
     return in_own_thread(redirect_all, &job);
 }
 

@@ -30,7 +30,13 @@ def _tracer() -> ctypes.CDLL:
     library = ctypes.CDLL(str(native_file("libtracer.so")), use_errno=True)
     library.hu_tsc.restype = ctypes.c_uint64
     library.hu_xsave_size.restype = ctypes.c_uint64
-    library.hu_redirect.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int64]
+    library.hu_redirect.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_uint64,
+        ctypes.c_uint64,
+        ctypes.c_uint64,
+        ctypes.c_int64,
+    ]
     library.hu_call.argtypes = [
         ctypes.c_void_p,
         ctypes.c_void_p,
@@ -66,7 +72,9 @@ def agent_blob() -> tuple[abi.Header, bytes]:
 def redirect(visits: ctypes.Array[abi.Visit], entry: int, timeout_us: int) -> None:
     """Send threads to the agent's entry; the outcome of each is in its ``status``.  Blocks at most ``timeout_us``."""
     if visits:
-        error = _tracer().hu_redirect(ctypes.byref(visits), len(visits), entry, timeout_us)
+        header, blob = agent_blob()
+        code = int.from_bytes(blob[header.enter : header.enter + 8], "little")
+        error = _tracer().hu_redirect(ctypes.byref(visits), len(visits), entry, code, timeout_us)
         if error:
             raise HotUpgradeError(f"no thread could be started for tracing (errno {-error})")
 

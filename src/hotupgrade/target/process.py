@@ -114,7 +114,10 @@ class Process:
 
     def open_descriptor(self, number: int) -> int:
         """Our own descriptor for a file that the process has open, for writing."""
-        return os.open(f"fd/{number}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            return os.open(f"fd/{number}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._folder)
+        except (FileNotFoundError, ProcessLookupError):
+            raise gone(self.pid) from None
 
     def lock(self) -> None:
         """Be the only hotupgrade that works on this process, until the handle is closed.
