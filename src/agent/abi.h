@@ -86,8 +86,7 @@ struct hu_mailbox {
     uint64_t serial, taken,
         done; /* the list's number, copied to "taken" when a thread begins it and to "done" at its end */
     uint64_t xsave_size;
-    uint64_t generation; /* number of commits in force; changed by an edit of the plan itself */
-    uint64_t ledger, ledger_size;
+    uint64_t ledger;                /* address of the record in force; switched by an edit of the plan itself */
     uint64_t inside;                /* threads that may be using the tables of a stop */
     uint64_t leader_in, leader_out; /* time stamps of the leader's visit */
     uint64_t cpus[HU_CPU_WORDS];    /* where the leader is to run meanwhile: off the busy threads' cores; 0: anywhere */

@@ -5,7 +5,6 @@
  * Built with -mgeneral-regs-only: vector registers of the threads that come here are never touched. */
 #include "abi.h"
 
-#define SYS_mprotect 10
 #define SYS_rt_sigaction 13
 #define SYS_rt_sigprocmask 14
 #define SYS_sched_yield 24

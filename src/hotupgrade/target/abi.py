@@ -111,7 +111,7 @@ class Mailbox(ctypes.Structure):
         *_words("edits", "edit_count", "sync_count", "signal", "expected_threads", "task_fd"),
         *_words("reason", "reason_tid", "reason_address"),
         ("stamps", _U64 * len(Stamp)),
-        *_words("ops", "op_count", "serial", "taken", "done", "xsave_size", "generation", "ledger", "ledger_size"),
+        *_words("ops", "op_count", "serial", "taken", "done", "xsave_size", "ledger"),
         *_words("inside", "leader_in", "leader_out"),
         ("cpus", _U64 * CPU_WORDS),
     ]
