@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #define HU_MAGIC 0x3165646172677075ull /* "upgrade1" */
-#define HU_ABI 1ull
+#define HU_ABI 2ull
 #define HU_CPU_WORDS 16 /* 1,024 processors */
 
 /* Life of one stop.  A compare-and-swap leads from STOPPING to exactly one of COMMITTING and ABORTED. */
@@ -23,6 +23,7 @@ enum hu_reason {
     HU_NO_TASK_FD = 6, /* /proc/self/task cannot be opened: threads cannot be counted */
     HU_NO_HANDLER = 7, /* the signal handler could not be installed */
     HU_NO_STACK = 8,   /* a stack pointer outside of every known mapping, or too much to scan */
+    HU_HOOK = 9,       /* a function of the new build that prepares its state reported a failure */
 };
 
 /* One thread, one cache line. */
@@ -34,8 +35,10 @@ struct hu_thread {
     uint64_t pc;       /* where the thread stands; written by the thread itself */
     uint64_t parked;   /* time stamp */
     uint64_t released; /* time stamp */
-    uint64_t arrived;
+    uint64_t arrived;  /* enum hu_arrival */
 };
+
+enum hu_arrival { HU_AWAY = 0, HU_ARRIVED = 1, HU_ON_ALTERNATE = 2 /* arrived, from an alternate signal stack */ };
 
 struct hu_watch {
     uint64_t low, high; /* a word w is a hit if low < w < high */
@@ -60,7 +63,7 @@ enum hu_stamp {
     HU_T_PARKED = 1,  /* every sleeper is parked, the leader is in */
     HU_T_CHECKED = 2, /* stacks of the sleepers and bytes to be replaced were checked */
     HU_T_STOPPED = 3, /* the last busy thread is parked */
-    HU_T_SYNCED = 4,  /* constants have their new contents */
+    HU_T_SYNCED = 4,  /* state was migrated, constants have their new contents */
     HU_T_REPLACED = 5,
     HU_T_RELEASED = 6, /* the sleepers were woken */
     HU_T_CLEANED = 7,
@@ -77,7 +80,9 @@ struct hu_mailbox {
     uint64_t threads, thread_count;                       /* struct hu_thread[] */
     uint64_t watches, watch_count, watch_low, watch_high; /* struct hu_watch[], sorted, disjoint */
     uint64_t stacks, stack_count;                         /* struct hu_watch[]: the writable mappings, sorted */
+    uint64_t main_stack;                                  /* the last word of the main thread's stack */
     uint64_t edits, edit_count, sync_count;               /* the first sync_count edits are data */
+    uint64_t hooks, hook_count;                           /* struct hu_op[]: calls to be made with all threads parked */
     uint64_t signal;
     uint64_t expected_threads, task_fd;
     uint64_t reason, reason_tid, reason_address;

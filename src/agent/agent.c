@@ -13,6 +13,7 @@
 #define SYS_open 2
 #define SYS_close 3
 #define SYS_rt_sigpending 127
+#define SYS_sigaltstack 131
 #define SYS_futex 202
 #define SYS_sched_setaffinity 203
 #define SYS_sched_getaffinity 204
@@ -31,6 +32,7 @@
 #define SA_ONSTACK_ 0x08000000ul
 #define SA_RESTART_ 0x10000000ul
 #define SA_RESTORER_ 0x04000000ul
+#define SS_ONSTACK_ 1
 #define SIG_DFL_ 0ul
 #define SIG_IGN_ 1ul
 
@@ -53,6 +55,12 @@ struct sigaction_kernel {
 
 struct timespec_kernel {
     int64_t seconds, nanoseconds;
+};
+
+struct stack_kernel {
+    uint64_t low;
+    int32_t flags, pad;
+    uint64_t size;
 };
 
 /* The mailbox lives in the writable part of the blob; the tool writes it, the threads read it. */
@@ -191,11 +199,42 @@ static uint64_t thread_pointer(void)
     return self;
 }
 
-/* Every aligned word from the stack pointer up may be a return address (a call lowers the pointer, so none is below).
- * Taking too many for one costs a retry; an unwinder that takes too few would cost the process.  The first byte of a
- * range is no hit: a word that equals it is a pointer to the function, and no call returns there.  Returns 0 if the
- * stop may go on. */
-static int blocked(const struct hu_thread *thread)
+/* Every aligned word of [low, high) may be a return address.  Taking too many for one costs a retry; an unwinder that
+ * takes too few would cost the process.  The first byte of a range is no hit: a word that equals it is a pointer to the
+ * function, and no call returns there.  Returns 0 if the stop may go on. */
+static int returns_into_watched(uint64_t tid, uint64_t from, uint64_t to)
+{
+    const uint64_t low = hu_mailbox.watch_low, span = hu_mailbox.watch_high - low;
+    if (to - from > MOST_STACK) {
+        give_up(HU_NO_STACK, tid, from);
+        return 1;
+    }
+    for (uint64_t at = (from + 7) & ~7ull; at + 8 <= to; at += 8) {
+        uint64_t word = *(const uint64_t *)at;
+        if (word - low < span && watched(word)) {
+            give_up(HU_ACTIVE, tid, word);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static const struct hu_watch *stack_of(uint64_t address)
+{
+    const struct hu_watch *stack = below((const struct hu_watch *)hu_mailbox.stacks, hu_mailbox.stack_count, address);
+    return stack && address <= stack->high ? stack : 0;
+}
+
+/* Mappings that touch are one to the kernel; what lies above a thread's control block is none of its stack. */
+static uint64_t top_of(const struct hu_watch *stack, uint64_t from, uint64_t tcb)
+{
+    return tcb > from && tcb < stack->high ? tcb : stack->high;
+}
+
+/* A thread's stack is live from its stack pointer up (a call lowers the pointer, so nothing is below).  One that does
+ * not stand on its own stack (a handler on an alternate signal stack, a coroutine) left frames there, at a depth that
+ * nothing here tells: then all of it is looked at, the dead part too. */
+static int blocked(const struct hu_thread *thread, int alternate)
 {
     if (hu_mailbox.watch_count == 0) {
         return 0;
@@ -204,30 +243,20 @@ static int blocked(const struct hu_thread *thread)
         give_up(HU_ACTIVE, thread->tid, thread->pc);
         return 1;
     }
-    const struct hu_watch *stack =
-        below((const struct hu_watch *)hu_mailbox.stacks, hu_mailbox.stack_count, thread->sp);
-    if (!stack || thread->sp > stack->high) {
+    const struct hu_watch *stack = stack_of(thread->sp);
+    if (!stack) {
         give_up(HU_NO_STACK, thread->tid, thread->sp);
         return 1;
     }
-    uint64_t top = stack->high;
-    /* Mappings that touch are one to the kernel; what lies above a thread's control block is none of its stack. */
-    if (thread->tcb > thread->sp && thread->tcb < top) {
-        top = thread->tcb;
-    }
-    if (top - thread->sp > MOST_STACK) {
-        give_up(HU_NO_STACK, thread->tid, thread->sp);
+    if (returns_into_watched(thread->tid, thread->sp, top_of(stack, thread->sp, thread->tcb))) {
         return 1;
     }
-    const uint64_t low = hu_mailbox.watch_low, span = hu_mailbox.watch_high - low;
-    for (uint64_t at = (thread->sp + 7) & ~7ull; at + 8 <= top; at += 8) {
-        uint64_t word = *(const uint64_t *)at;
-        if (word - low < span && watched(word)) {
-            give_up(HU_ACTIVE, thread->tid, word);
-            return 1;
-        }
+    const struct hu_watch *own = stack_of(thread->tcb), *first = stack_of(hu_mailbox.main_stack);
+    if (!alternate && (stack == own || stack == first)) {
+        return 0;
     }
-    return 0;
+    return (own && returns_into_watched(thread->tid, own->low, top_of(own, own->low, thread->tcb))) ||
+           (first && first != own && returns_into_watched(thread->tid, first->low, first->high));
 }
 
 /* st_nlink of /proc/self/task is 2 + the number of threads: the one way to count them in a single call. */
@@ -240,8 +269,40 @@ static int strangers(void)
     return stat[2] != hu_mailbox.expected_threads + 2;
 }
 
-/* All threads are parked: replace.  Nothing here can fail, block or fault: the pages were touched for writing before.
- */
+/* Call a function of the target with its vector registers kept: the thread may stand in a system call that was written
+ * in line, around which a compiler keeps them live. */
+__attribute__((target("xsave"))) static uint64_t call(const struct hu_op *op)
+{
+    uint8_t area[hu_mailbox.xsave_size + 64] __attribute__((aligned(64)));
+    uint8_t *save = (uint8_t *)(((uint64_t)area + 63) & ~63ull);
+    memset(save, 0, hu_mailbox.xsave_size > 576 ? 576 : hu_mailbox.xsave_size);
+    __builtin_ia32_xsave64(save, -1);
+    uint64_t (*function)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t) = (void *)op->number;
+    uint64_t result = function(op->args[0], op->args[1], op->args[2], op->args[3], op->args[4], op->args[5]);
+    __builtin_ia32_xrstor64(save, -1);
+    return result;
+}
+
+/* Functions of the new build that bring old state into its new form.  They write only what no running code uses yet, so
+ * that one which fails has changed nothing. */
+static int migrated(void)
+{
+    struct hu_op *hooks = (struct hu_op *)hu_mailbox.hooks;
+    for (uint64_t i = 0; i < hu_mailbox.hook_count; i++) {
+        hooks[i].result = call(&hooks[i]);
+        if ((uint32_t)hooks[i].result != 0) {
+            hu_mailbox.reason_tid = 0;
+            hu_mailbox.reason_address = i;
+            store(&hu_mailbox.reason, HU_HOOK);
+            store(&hu_mailbox.state, HU_ABORTED);
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* All threads are parked: replace.  Nothing here but a hook can fail, block or fault: the pages were touched for
+ * writing before. */
 static void commit(void)
 {
     const struct hu_edit *edits = (const struct hu_edit *)hu_mailbox.edits;
@@ -250,6 +311,9 @@ static void commit(void)
         return;
     }
     hu_mailbox.stamps[HU_T_STOPPED] = now();
+    if (!migrated()) {
+        return;
+    }
     for (; i < data; i++) {
         *(volatile uint64_t *)edits[i].address = edits[i].new;
     }
@@ -259,6 +323,15 @@ static void commit(void)
     }
     hu_mailbox.stamps[HU_T_REPLACED] = now();
     store(&hu_mailbox.state, HU_COMMITTED);
+}
+
+static void decide(void)
+{
+    if (strangers()) {
+        give_up(HU_STRANGER, 0, 0);
+    } else {
+        commit();
+    }
 }
 
 static int undecided(void)
@@ -290,6 +363,14 @@ static void leave(void)
     __atomic_sub_fetch(&hu_mailbox.inside, 1, __ATOMIC_ACQ_REL);
 }
 
+/* A thread that is redirected stays on the stack that it was on. */
+static uint64_t arrival(void)
+{
+    struct stack_kernel stack = {0, 0, 0, 0};
+    system2(SYS_sigaltstack, 0, &stack);
+    return stack.flags & SS_ONSTACK_ ? HU_ON_ALTERNATE : HU_ARRIVED;
+}
+
 /* A sleeper, sent here by the tool, waits for the end of the stop.  One that comes when the stop is over touches
  * nothing: the tables may be gone. */
 static void park(struct hu_frame *frame)
@@ -302,7 +383,7 @@ static void park(struct hu_frame *frame)
     thread->sp = (uint64_t)(frame + 1) + 128;
     thread->pc = frame->rip;
     thread->tcb = thread_pointer();
-    store(&thread->arrived, 1);
+    store(&thread->arrived, arrival());
     uint64_t in = __atomic_add_fetch(&hu_mailbox.sleepers_in, 1, __ATOMIC_ACQ_REL);
     if (in == load(&hu_mailbox.sleepers)) {
         wake(&hu_mailbox.sleepers_in);
@@ -333,7 +414,8 @@ struct siginfo_kernel {
 };
 
 struct ucontext_kernel {
-    uint64_t flags, link, stack[3];
+    uint64_t flags, link;
+    struct stack_kernel stack;
     uint64_t r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags;
 };
 
@@ -344,16 +426,13 @@ static void spin(struct hu_thread *thread, uint64_t parked, const struct ucontex
     thread->sp = context->rsp;
     thread->pc = context->rip;
     thread->tcb = thread_pointer();
-    if (blocked(thread)) {
+    int alternate = thread->sp - context->stack.low < context->stack.size;
+    if (blocked(thread, alternate)) {
         return;
     }
-    store(&thread->arrived, 1);
-    if (__atomic_add_fetch(&hu_mailbox.busy_in, 1, __ATOMIC_ACQ_REL) == hu_mailbox.busy) {
-        if (strangers()) {
-            give_up(HU_STRANGER, 0, 0);
-        } else {
-            commit();
-        }
+    store(&thread->arrived, alternate ? HU_ON_ALTERNATE : HU_ARRIVED);
+    if (__atomic_add_fetch(&hu_mailbox.busy_in, 1, __ATOMIC_ACQ_REL) == hu_mailbox.busy && !hu_mailbox.hook_count) {
+        decide();
     }
     uint64_t patience = now() + SPIN_BEFORE_YIELD;
     while (undecided()) {
@@ -428,6 +507,11 @@ static void stop_busy(void)
             give_up(HU_LATE, 0, 0);
             continue;
         }
+        /* Hooks want more of a stack than a busy thread may have for its signals. */
+        if (hu_mailbox.hook_count && load(&hu_mailbox.busy_in) == hu_mailbox.busy) {
+            decide();
+            continue;
+        }
         /* Do not spin: this may be the very core that a busy thread needs in order to come in.  And have the busy
          * threads wake nobody: looking again soon costs only us. */
         struct timespec_kernel moment;
@@ -449,10 +533,11 @@ static int check(void)
         if (threads[i].busy) {
             continue;
         }
-        if (!load(&threads[i].arrived)) {
+        uint64_t arrived = load(&threads[i].arrived);
+        if (arrived == HU_AWAY) {
             continue; /* a zombie leader: counted, but it runs no more */
         }
-        if (blocked(&threads[i])) {
+        if (blocked(&threads[i], arrived == HU_ON_ALTERNATE)) {
             return 0;
         }
     }
@@ -475,7 +560,7 @@ static void stop(struct hu_frame *frame)
     self->sp = (uint64_t)(frame + 1) + 128;
     self->pc = frame->rip;
     self->tcb = thread_pointer();
-    store(&self->arrived, 1);
+    store(&self->arrived, arrival());
     int64_t fd = system3(SYS_open, path, 0x90000 /* O_DIRECTORY | O_CLOEXEC */, 0);
     if (fd < 0) {
         give_up(HU_NO_TASK_FD, 0, 0);
@@ -497,10 +582,8 @@ static void stop(struct hu_frame *frame)
         hu_mailbox.stamps[HU_T_CHECKED] = now();
         if (hu_mailbox.busy) {
             stop_busy();
-        } else if (strangers()) {
-            give_up(HU_STRANGER, 0, 0);
         } else {
-            commit();
+            decide();
         }
     }
     wake(&hu_mailbox.state);
@@ -511,20 +594,6 @@ static void stop(struct hu_frame *frame)
     serialize();
     hu_mailbox.stamps[HU_T_CLEANED] = now();
     self->released = now();
-}
-
-/* Call a function of the target with its vector registers kept: the thread may stand in a system call that was written
- * in line, around which a compiler keeps them live. */
-__attribute__((target("xsave"))) static uint64_t call(const struct hu_op *op)
-{
-    uint8_t area[hu_mailbox.xsave_size + 64] __attribute__((aligned(64)));
-    uint8_t *save = (uint8_t *)(((uint64_t)area + 63) & ~63ull);
-    memset(save, 0, hu_mailbox.xsave_size > 576 ? 576 : hu_mailbox.xsave_size);
-    __builtin_ia32_xsave64(save, -1);
-    uint64_t (*function)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t) = (void *)op->number;
-    uint64_t result = function(op->args[0], op->args[1], op->args[2], op->args[3], op->args[4], op->args[5]);
-    __builtin_ia32_xrstor64(save, -1);
-    return result;
 }
 
 static void run(struct hu_frame *frame)

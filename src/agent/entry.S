@@ -3,7 +3,7 @@
     .globl hu_header
 hu_header:
     .quad 0x3165646172677075        /* HU_MAGIC */
-    .quad 1                         /* HU_ABI */
+    .quad 2                         /* HU_ABI */
     .quad hu_enter - hu_header
     .quad hu_handler - hu_header
     .quad hu_restorer - hu_header

@@ -9,7 +9,7 @@ import ctypes
 import enum
 
 MAGIC = 0x3165646172677075
-ABI = 1
+ABI = 2
 CPU_WORDS = 16
 
 _U64 = ctypes.c_uint64
@@ -35,6 +35,7 @@ class StopReason(enum.IntEnum):
     NO_TASK_FD = 6
     NO_HANDLER = 7
     NO_STACK = 8
+    HOOK = 9
 
 
 class OpKind(enum.IntEnum):
@@ -108,7 +109,8 @@ class Mailbox(ctypes.Structure):
         *_words(
             "threads", "thread_count", "watches", "watch_count", "watch_low", "watch_high", "stacks", "stack_count"
         ),
-        *_words("edits", "edit_count", "sync_count", "signal", "expected_threads", "task_fd"),
+        *_words("main_stack", "edits", "edit_count", "sync_count", "hooks", "hook_count"),
+        *_words("signal", "expected_threads", "task_fd"),
         *_words("reason", "reason_tid", "reason_address"),
         ("stamps", _U64 * len(Stamp)),
         *_words("ops", "op_count", "serial", "taken", "done", "xsave_size", "ledger"),

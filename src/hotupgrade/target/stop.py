@@ -304,9 +304,8 @@ class Stopper:
         edits = (abi.Edit * len(words))(*(abi.Edit(w.address, w.old, w.new) for w in words))
         ranges = merge(request.forbidden)
         watches = (abi.Range * len(ranges))(*(abi.Range(low, high) for low, high in ranges))
-        stacks = [(m.start, m.end) for m in self.agent.process.maps() if m.writable and m.readable][
-            : self._most_mappings
-        ]
+        maps = self.agent.process.maps()
+        stacks = [(m.start, m.end) for m in maps if m.writable and m.readable][: self._most_mappings]
         mappings = (abi.Range * len(stacks))(*(abi.Range(low, high) for low, high in stacks))
         self.agent.process.write(self._edits_at, bytes(edits))
         self.agent.process.write(self._watches_at, bytes(watches))
@@ -321,6 +320,7 @@ class Stopper:
             watch_high=ranges[-1][1] if ranges else 0,
             stacks=self._stacks_at,
             stack_count=len(stacks),
+            main_stack=next((m.end - 8 for m in maps if m.path == "[stack]"), 0),
         )
 
     def _park(self, busy: frozenset[int], leader: int, table_at: int) -> NotNow | None:
