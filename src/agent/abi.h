@@ -76,6 +76,7 @@ struct hu_mailbox {
     uint64_t deadline_tsc, deadline_ns;
     uint64_t busy_limit;            /* time-stamp ticks that busy threads may be held before the stop is given up */
     uint64_t sleepers, sleepers_in; /* the low half of sleepers_in is a futex word */
+    uint64_t search;                /* 1: the tool still looks for stacks that no thread stands on; wait for it */
     uint64_t busy, busy_in;
     uint64_t threads, thread_count;                       /* struct hu_thread[] */
     uint64_t watches, watch_count, watch_low, watch_high; /* struct hu_watch[], sorted, disjoint */

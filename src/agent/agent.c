@@ -471,6 +471,16 @@ __attribute__((used)) void hu_handle(int signal, const struct siginfo_kernel *in
     leave();
 }
 
+/* Do not spin: this may be the very core that a busy thread needs in order to come in.  And have nobody wake us, busy
+ * threads least of all: looking again soon costs only us. */
+static void look_again_soon(uint64_t state)
+{
+    struct timespec_kernel moment;
+    system2(SYS_clock_gettime, 1 /* CLOCK_MONOTONIC */, &moment);
+    sleep_while(&hu_mailbox.state, state,
+                (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds + LOOK_AGAIN_NS);
+}
+
 /* Signal every busy thread and see the stop through; called with every sleeper parked and checked. */
 static void stop_busy(void)
 {
@@ -512,12 +522,7 @@ static void stop_busy(void)
             decide();
             continue;
         }
-        /* Do not spin: this may be the very core that a busy thread needs in order to come in.  And have the busy
-         * threads wake nobody: looking again soon costs only us. */
-        struct timespec_kernel moment;
-        system2(SYS_clock_gettime, 1 /* CLOCK_MONOTONIC */, &moment);
-        sleep_while(&hu_mailbox.state, state,
-                    (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds + LOOK_AGAIN_NS);
+        look_again_soon(state);
     }
     /* Ignoring a signal discards those still queued (POSIX); only then may its action be what it was, which would end
      * the process. */
@@ -575,6 +580,13 @@ static void stop(struct hu_frame *frame)
             give_up(HU_LATE, 0, 0);
         } else {
             sleep_while(&hu_mailbox.sleepers_in, in, hu_mailbox.deadline_ns);
+        }
+    }
+    while (load(&hu_mailbox.search) && load(&hu_mailbox.state) == HU_STOPPING) {
+        if (late()) {
+            give_up(HU_LATE, 0, 0);
+        } else {
+            look_again_soon(HU_STOPPING);
         }
     }
     hu_mailbox.stamps[HU_T_PARKED] = now();

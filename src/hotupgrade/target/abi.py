@@ -103,6 +103,7 @@ class Mailbox(ctypes.Structure):
             "busy_limit",
             "sleepers",
             "sleepers_in",
+            "search",
             "busy",
             "busy_in",
         ),

@@ -45,6 +45,13 @@ class Operation:
     arguments: tuple[int, ...] = ()
     fatal: bool = True
 
+    def pack(self) -> abi.Op:
+        """As the agent reads it."""
+        row = abi.Op(kind=self.kind, number=self.number, fatal=self.fatal)
+        for index, argument in enumerate(self.arguments):
+            row.args[index] = argument & 0xFFFFFFFFFFFFFFFF
+        return row
+
 
 def system_call(number: int, *arguments: int, fatal: bool = True) -> Operation:
     """Make a system call; if ``fatal``, a failure ends the list."""
@@ -137,11 +144,7 @@ class Agent:
 
         ``idle``: first wait until no thread is in the agent.
         """
-        table = (abi.Op * len(operations))()
-        for row, operation in zip(table, operations, strict=True):
-            row.kind, row.number, row.fatal = operation.kind, operation.number, operation.fatal
-            for index, argument in enumerate(operation.arguments):
-                row.args[index] = argument & 0xFFFFFFFFFFFFFFFF
+        table = (abi.Op * len(operations))(*(operation.pack() for operation in operations))
         if ctypes.sizeof(table) > self._room:
             raise HotUpgradeError(f"{len(operations)} operations do not fit into the agent's page")
         if idle:

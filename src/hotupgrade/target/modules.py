@@ -157,6 +157,14 @@ class Module:
             last += 1
         return last + 1
 
+    def mentions(self, symbol: str) -> bool:
+        """Whether the module defines or uses a symbol of this name."""
+        return bool(_all(self._symbols[1], symbol.encode() + b"\0"))
+
+    def imports(self, symbol: str) -> bool:
+        """Whether the linker bound a slot of this module to a symbol of this name."""
+        return self.mentions(symbol) and any(name == symbol for _, name, _ in self._relocations)
+
     @cached_property
     def import_slots(self) -> tuple[tuple[int, str], ...]:
         """(address, symbol) of every slot through which this module calls imported functions (R_X86_64_JUMP_SLOT)."""

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+import numpy.typing as npt
+
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.target.maps import Mapping, read_maps
 
@@ -187,6 +190,19 @@ class Process:
 
     def read_word(self, address: int) -> int:
         return int.from_bytes(self.read(address, 8), "little")
+
+    def present_pages(self, address: int, count: int) -> npt.NDArray[np.bool_]:
+        """Which of ``count`` pages from ``address`` on hold something: present or swapped out (proc_pid_pagemap(5))."""
+        try:
+            descriptor = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+        except FileNotFoundError:
+            raise gone(self.pid) from None
+        with open(descriptor, "rb", buffering=0) as file:
+            raw = os.pread(file.fileno(), 8 * count, address // 4096 * 8)
+        entries = np.zeros(count, np.uint64)
+        entries[: len(raw) // 8] = np.frombuffer(raw[: len(raw) // 8 * 8], np.uint64)
+        held: npt.NDArray[np.bool_] = (entries >> np.uint64(62)) != 0
+        return held
 
     def read_string(self, address: int, limit: int = 4096) -> str:
         """A NUL-terminated string of at most ``limit`` bytes."""

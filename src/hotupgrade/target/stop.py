@@ -22,6 +22,7 @@ from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, leaders,
 from hotupgrade.target.clock import Reading, ticks_per_us
 from hotupgrade.target.process import ThreadState
 from hotupgrade.target.scratch import Scratch
+from hotupgrade.target.suspended import MOST_SEARCHED, Coroutines, TooMuchMemoryError, find_suspended
 
 #: How long one attempt may hold sleepers, and busy threads, in seconds; doubled with each attempt up to eightfold.
 SLEEPER_LIMIT, BUSY_LIMIT = 0.25, 0.01
@@ -43,6 +44,14 @@ class Forbidden:
 
     low: int
     high: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A function of the target that is called with every thread parked, before the first word is replaced."""
+
+    operation: Operation
     name: str
 
 
@@ -87,11 +96,14 @@ class StopReport:
 
 @dataclass(frozen=True)
 class StopRequest:
-    """What one stop is to do.  ``data`` words are written before ``code`` words."""
+    """What one stop is to do.  ``data`` words are written before ``code`` words, ``hooks`` called before both; one that
+    returns something else than 0 ends the stop.  ``coroutines``: how the process switches stacks, if it does."""
 
     data: Sequence[Word] = ()
     code: Sequence[Word] = ()
     forbidden: Sequence[Forbidden] = ()
+    hooks: Sequence[Hook] = ()
+    coroutines: Coroutines | None = None
 
 
 def busy_threads(agent: Agent, samples: int = 4, pause: float = 0.003) -> frozenset[int]:
@@ -159,7 +171,7 @@ def free_signal(agent: Agent, threads: Iterable[ThreadState]) -> int:
     )
 
 
-def table_size(threads: int, mappings: int, words: int, forbidden: int) -> int:
+def table_size(threads: int, mappings: int, words: int, forbidden: int, hooks: int = 0) -> int:
     """Bytes of working memory that stops with these numbers need."""
     rows = threads * 2 + SPARE_ROWS
     sizes = (
@@ -167,6 +179,7 @@ def table_size(threads: int, mappings: int, words: int, forbidden: int) -> int:
         (mappings + _SPARE_MAPPINGS) * ctypes.sizeof(abi.Range),
         words * ctypes.sizeof(abi.Edit),
         (forbidden + 1) * ctypes.sizeof(abi.Range),
+        hooks * ctypes.sizeof(abi.Op),
     )
     return sum(sizes) + 64 * (len(sizes) + 1)
 
@@ -174,13 +187,16 @@ def table_size(threads: int, mappings: int, words: int, forbidden: int) -> int:
 class Stopper:
     """Makes stops in one process, with tables in working memory of the target (see :func:`table_size`)."""
 
-    def __init__(self, agent: Agent, since: Reading, scratch: Scratch, words: int, forbidden: int) -> None:
+    def __init__(
+        self, agent: Agent, since: Reading, scratch: Scratch, words: int, forbidden: int, hooks: int = 0
+    ) -> None:
         self.agent = agent
         self._since = since
         self._rows = len(agent.process.thread_ids()) * 2 + SPARE_ROWS
         self._most_mappings = len(agent.process.maps()) + _SPARE_MAPPINGS // 2
         self._edits_at = scratch.reserve(words * ctypes.sizeof(abi.Edit))
         self._watches_at = scratch.reserve((forbidden + 1) * ctypes.sizeof(abi.Range))
+        self._hooks_at = scratch.reserve(hooks * ctypes.sizeof(abi.Op))
         self._stacks_at = scratch.reserve(self._most_mappings * ctypes.sizeof(abi.Range))
         # Attempts take turns with two tables, so that a thread that comes late for one is no part of the next.
         self._tables = [scratch.reserve(self._rows * ctypes.sizeof(abi.Thread)) for _ in range(2)]
@@ -211,6 +227,8 @@ class Stopper:
                 "thread-halted",
                 "no-such-process",
                 "changed-under-us",
+                "hook-failed",
+                "too-much-memory",
             ):
                 raise problem
             time.sleep(min(0.002 * 2**attempt, 0.1))
@@ -222,6 +240,9 @@ class Stopper:
         signal = free_signal(agent, states)
         # One that blocks the signal is stopped as sleepers are.
         busy = frozenset(t.tid for t in states if t.tid in busy and not t.blocked_signals >> (signal - 1) & 1)
+        searched = request.coroutines is not None and bool(request.forbidden)
+        if searched:
+            busy = frozenset()  # while one runs, what was searched may change
         self._cores = frozenset(t.processor for t in states if t.tid in busy)
         stay_off(self._cores)
         choice = [t for t in leaders(states, process.pid) if t.tid not in busy]
@@ -260,6 +281,7 @@ class Stopper:
             reason=0,
             reason_tid=0,
             reason_address=0,
+            search=int(searched),
             busy_limit=int(BUSY_LIMIT * max(1, len(busy)) * patience * 1e6 * rate),
         )
         process.write(table_at, bytes(self._table))
@@ -307,13 +329,17 @@ class Stopper:
         maps = self.agent.process.maps()
         stacks = [(m.start, m.end) for m in maps if m.writable and m.readable][: self._most_mappings]
         mappings = (abi.Range * len(stacks))(*(abi.Range(low, high) for low, high in stacks))
+        hooks = (abi.Op * len(request.hooks))(*(hook.operation.pack() for hook in request.hooks))
         self.agent.process.write(self._edits_at, bytes(edits))
+        self.agent.process.write(self._hooks_at, bytes(hooks))
         self.agent.process.write(self._watches_at, bytes(watches))
         self.agent.process.write(self._stacks_at, bytes(mappings))
         self.agent.set(
             edits=self._edits_at,
             edit_count=len(words),
             sync_count=len(request.data),
+            hooks=self._hooks_at,
+            hook_count=len(hooks),
             watches=self._watches_at,
             watch_count=len(ranges),
             watch_low=ranges[0][0] if ranges else 0,
@@ -404,10 +430,44 @@ class Stopper:
         )
         if visits[0].status != abi.VisitStatus.DONE:
             return refuse_visit(agent.process.pid, visits[0])
+        if (problem := self._search(table_at)) is not None:
+            return problem
         agent.wait(serial, max(self._limit - time.monotonic(), 0) + 2.0)
         if agent.get("state") == abi.State.COMMITTED:
             return None
         return self._aborted()
+
+    def _search(self, table_at: int) -> NotNow | None:
+        """With every thread in the agent: look through the stacks that none of them stands on."""
+        request, agent, process = self._request, self.agent, self.agent.process
+        if request.coroutines is None or not request.forbidden:
+            return None
+        while True:
+            table = type(self._table).from_buffer_copy(process.read(table_at, ctypes.sizeof(self._table)))
+            here = [row for row in table if row.arrived]
+            if len(here) == agent.get("sleepers") + 1:
+                break
+            if agent.get("state") != abi.State.STOPPING or time.monotonic() > self._limit:
+                return None  # the agent knows why
+            time.sleep(0.0001)
+        threads = [(int(row.sp), int(row.tcb)) for row in here]
+        try:
+            found = find_suspended(process, request.coroutines, merge(request.forbidden), threads)
+        except TooMuchMemoryError:
+            return NotNow(
+                Reason(
+                    "too-much-memory",
+                    str(process.pid),
+                    f"process {process.pid}: {request.coroutines.user} switches stacks in a way of its own, and the "
+                    f"process has more than {MOST_SEARCHED >> 20} MiB in which suspended ones might lie: too much to "
+                    f"be searched in a stop",
+                )
+            )
+        if found is not None:
+            where = f"a suspended stack at {found.place:#x}"
+            return NotNow(Reason("active", str(process.pid), self._active(where, found.code)))
+        agent.set(search=0)
+        return None
 
     def _aborted(self) -> NotNow:
         """The reason that the agent gives for an aborted stop, in words."""
@@ -416,6 +476,10 @@ class Stopper:
         tid = int(box.reason_tid)
         thread = f"thread {tid} ({self._names.get(tid, '?')})"
         reason = abi.StopReason(box.reason)
+        if reason is abi.StopReason.HOOK:
+            name = self._request.hooks[int(box.reason_address)].name
+            text = f"process {pid}: {name}() of the new build reported a failure; nothing was changed"
+            return NotNow(Reason("hook-failed", name, text))
         if reason is abi.StopReason.ACTIVE:
             return NotNow(Reason("active", str(tid), self._active(thread, int(box.reason_address))))
         words = {
@@ -427,6 +491,7 @@ class Stopper:
             f"something else changes this process",
             abi.StopReason.NO_TASK_FD: "/proc is not visible in the process, so its threads cannot be counted",
             abi.StopReason.NO_HANDLER: "the process may not set a signal handler",
+            abi.StopReason.HOOK: "a hook failed",
             abi.StopReason.NO_STACK: f"the stack of {thread} could not be found or is too large to be checked",
         }
         code = (

@@ -21,7 +21,8 @@ from hotupgrade.target.agent import (
 from hotupgrade.target.images import touch
 from hotupgrade.target.maps import PAGE, mapping_at
 from hotupgrade.target.scratch import Scratch
-from hotupgrade.target.stop import Forbidden, Stopper, StopReport, StopRequest, Word, table_size
+from hotupgrade.target.stop import Forbidden, Hook, Stopper, StopReport, StopRequest, Word, table_size
+from hotupgrade.target.suspended import coroutines
 from hotupgrade.upgrade.ledger import Ledger, encode
 from hotupgrade.upgrade.recover import LEDGER_NAME
 from hotupgrade.upgrade.session import Session
@@ -35,6 +36,7 @@ class Change:
     data: Sequence[Word]
     code: Sequence[Word]
     forbidden: Sequence[Forbidden]
+    hooks: Sequence[Hook] = ()
 
     @property
     def words(self) -> list[Word]:
@@ -50,7 +52,7 @@ def scratch_size(session: Session, change: Change) -> int:
     """Working memory for this change."""
     process = session.process
     words = len(change.words) + 1
-    tables = table_size(len(process.thread_ids()), len(process.maps()), words, len(change.forbidden))
+    tables = table_size(len(process.thread_ids()), len(process.maps()), words, len(change.forbidden), len(change.hooks))
     return 2 * tables + 16 * len(pages(change.words)) + 65536
 
 
@@ -63,7 +65,10 @@ class Commit:
         self._scratch = scratch
         self._change = change
         self._closing: list[Operation] = []
-        self._stopper = Stopper(agent, session.clocks, scratch, len(change.words) + 1, len(change.forbidden))
+        self._stopper = Stopper(
+            agent, session.clocks, scratch, len(change.words) + 1, len(change.forbidden), len(change.hooks)
+        )
+        self._coroutines = coroutines(session.modules)
         self._old_ledger = agent.get("ledger")
         self._ledger_at = self._ledger_room = 0
 
@@ -87,12 +92,14 @@ class Commit:
 
     def empty_stop(self, timeout: float) -> StopReport:
         """The same stop, with all its checks, without any edit: the control."""
-        return self._stopper.stop(StopRequest(forbidden=self._change.forbidden), timeout)
+        request = StopRequest(forbidden=self._change.forbidden, coroutines=self._coroutines)
+        return self._stopper.stop(request, timeout)
 
     def stop(self, timeout: float) -> StopReport:
         """Replace.  Raises NotNow, with nothing changed, if it was not possible in time."""
+        change = self._change
         switch = Word(self._agent.field_address("ledger"), self._old_ledger, self._ledger_at)
-        request = StopRequest(self._change.data, [*self._change.code, switch], self._change.forbidden)
+        request = StopRequest(change.data, [*change.code, switch], change.forbidden, change.hooks, self._coroutines)
         return self._stopper.stop(request, timeout)
 
     def verify(self) -> None:
