@@ -53,8 +53,8 @@ def start() -> Iterator[Start]:
     """Starts programs that are ended when the test is over, however it went."""
     programs: list[Program] = []
 
-    def begin(path: Path, *arguments: str | Path) -> Program:
-        programs.append(Program(path, *arguments))
+    def begin(path: Path, *arguments: str | Path, folder: Path | None = None) -> Program:
+        programs.append(Program(path, *arguments, folder=folder))
         return programs[-1]
 
     yield begin

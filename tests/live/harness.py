@@ -110,7 +110,7 @@ def _needs(libraries: Sequence[Path]) -> list[str]:
 class Program:
     """A host program that runs; always ended, by its process id."""
 
-    def __init__(self, path: Path, *arguments: str | Path) -> None:
+    def __init__(self, path: Path, *arguments: str | Path, folder: Path | None = None) -> None:
         self.path = path
         self.stderr_path = path.parent / f"stderr-{os.getpid()}-{time.monotonic_ns()}"
         with self.stderr_path.open("wb") as errors:
@@ -119,6 +119,7 @@ class Program:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                cwd=folder,
                 bufsize=0,
             )
         self._received = b""

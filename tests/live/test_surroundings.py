@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from live.conftest import Start
-from live.harness import DONE, NOT_NOW, REFUSED, Builder, HotUpgrade, Options, running, until
+from live.harness import DONE, NOT_NOW, REFUSED, Builder, HotUpgrade, running
 
 
 def test_locked_memory(build: Builder, start: Start, hu: HotUpgrade) -> None:
@@ -73,19 +72,3 @@ def test_other_namespaces(build: Builder, hu: HotUpgrade, tmp_path: Path) -> Non
         assert call("version") == "value=2"
         assert hu.rollback(child).code == DONE
         assert call("version") == "value=1"
-
-
-@pytest.mark.xfail(reason="gdb is not told of the new image yet (hazard 21): its frames are there, without names")
-def test_a_debugger_sees_new_names(build: Builder, start: Start, hu: HotUpgrade) -> None:
-    gdb = shutil.which("gdb")
-    if gdb is None:
-        pytest.skip("gdb is not installed")
-    program = start(build.host(build.library("forever", 1)))
-    hu.upgraded(program, build.library("forever", 2, Options(flags=("-DLOOP=2",))))
-    program.ask("thread", "never_returns")
-    until(lambda: program.call("seen") == 2)
-    words = [gdb, "-p", str(program.pid), "-batch", "-nx", "-ex", "thread apply all bt"]
-    assert program.call("seen") == 2
-    seen = subprocess.run(words, capture_output=True, text=True, timeout=50).stdout
-    assert program.call("seen") == 2, "the program runs on after the debugger left"
-    assert "in never_returns (" in seen

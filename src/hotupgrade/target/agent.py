@@ -18,10 +18,11 @@ NAME = "hotupgrade"
 AGENT_PATH = f"/memfd:{NAME}-agent (deleted)"
 
 # System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
-SYS_CLOSE, SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_MEMFD_CREATE = 3, 9, 10, 11, 319
+SYS_CLOSE, SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_MADVISE, SYS_MEMFD_CREATE = 3, 9, 10, 11, 28, 319
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE = 2, 0x10, 0x20, 0x100000
 MFD_CLOEXEC = 1
+MADV_DONTDUMP = 16
 
 _SYSCALL_RET = b"\x0f\x05\xc3"
 #: "mov $15, %rax; syscall": rt_sigreturn, as every C library has it for the return from signal handlers.

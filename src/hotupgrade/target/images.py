@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hotupgrade.target import abi
 from hotupgrade.target.agent import (
+    MADV_DONTDUMP,
     MAP_FIXED_NOREPLACE,
     MAP_PRIVATE,
     NAME,
@@ -14,6 +16,7 @@ from hotupgrade.target.agent import (
     PROT_READ,
     PROT_WRITE,
     SYS_CLOSE,
+    SYS_MADVISE,
     SYS_MMAP,
     SYS_MPROTECT,
     SYS_MUNMAP,
@@ -27,6 +30,7 @@ from hotupgrade.target.scratch import Scratch
 
 #: Room behind every image for what the unwinder keeps about it (libgcc's ``struct object``).
 ANNEX = PAGE
+_LONG = 64 * PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +55,39 @@ def map_image(
         NotNow: the process may not map it (no room, no permission, locked memory).
     """
     descriptor = agent.create_file(f"{NAME}:{name}", pieces, size + ANNEX)
-    operations = [
-        system_call(SYS_MMAP, base, size + ANNEX, PROT_READ, MAP_PRIVATE | MAP_FIXED_NOREPLACE, descriptor, 0)
-    ]
+    mapping = system_call(SYS_MMAP, base, size + ANNEX, PROT_READ, MAP_PRIVATE | MAP_FIXED_NOREPLACE, descriptor, 0)
+    results = agent.run([mapping, system_call(SYS_CLOSE, descriptor, fatal=False)])
+    agent.check([mapping], results[:1])
+    with contextlib.suppress(ValueError):  # a kernel that forbids it leaves the new code out of core files
+        # A core holds a private mapping of a file only if it was ever written: before it is cut up, that is all of it.
+        agent.process.write(base + size, b"\0")
+    operations = []
     for area in areas:
         wanted = PROT_READ | (PROT_WRITE if area.writable else 0) | (PROT_EXEC if area.executable else 0)
         if wanted != PROT_READ:
             operations.append(system_call(SYS_MPROTECT, base + area.offset, area.size, wanted))
     operations.append(system_call(SYS_MPROTECT, base + size, ANNEX, PROT_READ | PROT_WRITE))
-    close = system_call(SYS_CLOSE, descriptor, fatal=False)
-    results = agent.run([*operations, close])
+    holes = [
+        system_call(SYS_MADVISE, base + at, length, MADV_DONTDUMP, fatal=False) for at, length in _holes(pieces, size)
+    ]
     try:
-        agent.check(operations, results[:-1])
+        agent.check(operations, agent.run([*operations, *holes])[: len(operations)])
     except BaseException:
-        ours = results[0] == base  # else the range is somebody else's, and none of our business
-        agent.run([close, unmap_image(base, size)] if ours else [close])
+        agent.run([unmap_image(base, size)])
         raise
     pages = {(offset + at) // PAGE for offset, content in pieces for at in range(0, len(content), PAGE)}
     pages |= {(offset + len(content) - 1) // PAGE for offset, content in pieces if content}
     return len(pages) * PAGE
+
+
+def _holes(pieces: Sequence[tuple[int, bytes]], size: int) -> Iterator[tuple[int, int]]:
+    """(offset, size) of long stretches without contents: a core that held them would be large for nothing."""
+    at = 0
+    for offset, length in [*sorted((offset, len(content)) for offset, content in pieces), (size, 0)]:
+        start, end = -(-at // PAGE) * PAGE, offset // PAGE * PAGE
+        if end - start >= _LONG:
+            yield start, end - start
+        at = max(at, offset + length)
 
 
 def unmap_image(base: int, size: int) -> Operation:

@@ -24,6 +24,7 @@ from hotupgrade.target.reserve import load_reserve
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.target.stop import Forbidden, StopReport
 from hotupgrade.upgrade import describe, documents, journal, source
+from hotupgrade.upgrade.afterwards import afterwards
 from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size
 from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.ledger import (
@@ -225,8 +226,11 @@ class _Work:
             self._construct([call(c.address) for c in constructors])
         for item in self._planned:
             source.keep(item.candidate.new)
+        notes = [note for candidate in self._candidates for note in candidate.notes]
+        notes += afterwards(agent, self._session, ledger, self._planned)
         document = self.described() | documents.stopped(report, prepare_us, elapsed_us(after))
         document["generation"] = ledger.generation
+        document["notes"] = documents.reasons(notes)
         document["edits"] = change.numbers()
         document["empty_stop_us"] = documents.breaks(empty) if empty else None
         self._enter(document)

@@ -1,0 +1,38 @@
+"""After the commit: debuggers learn of the new code.  A failure here is a note, never a failed upgrade."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hotupgrade.errors import HotUpgradeError, Reason
+from hotupgrade.target.agent import Agent
+from hotupgrade.target.debugger import Told, tell
+from hotupgrade.upgrade import source
+from hotupgrade.upgrade.ledger import Ledger
+from hotupgrade.upgrade.prepare import Planned
+from hotupgrade.upgrade.session import Session
+
+
+def afterwards(agent: Agent, session: Session, ledger: Ledger, planned: Iterable[Planned]) -> list[Reason]:
+    """Tell debuggers of every image of the modules that were upgraded.
+
+    Returns:
+        Notes for the operator: what could not be done, and what to do instead.
+    """
+    try:
+        images = [image for item in planned for image in _images(ledger, item)]
+        untold = tell(agent, session.modules, images)
+    except (HotUpgradeError, OSError, ValueError) as error:
+        untold = Reason("debugger-untold", "gdb", f"debuggers could not be told of the new code: {error}")
+    return [untold] if untold else []
+
+
+def _images(ledger: Ledger, item: Planned) -> Iterable[Told]:
+    """Earlier ones too: the tool may have been killed before it told of them."""
+    module = item.candidate.module
+    record = ledger.module(module.name, module.base)
+    for image, known in list(zip(item.record_images, record.images if record else (), strict=False))[1:]:
+        dynamic = image.build.sections.get(".dynamic")
+        if known.start and dynamic is not None:
+            path = source.store_path(known.build_id)
+            yield Told(known.base, known.start + known.size, known.base + dynamic.vaddr, str(path))

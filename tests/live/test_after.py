@@ -1,0 +1,123 @@
+"""What gdb, perf and a core file show of an upgraded process."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from live.conftest import Start
+from live.harness import Builder, HotUpgrade, Options, Program, until
+
+FRAMES = Options(flags=("-fno-omit-frame-pointer",))
+WAIT, ABORT = -1, -2
+
+
+@pytest.fixture
+def gdb() -> str:
+    found = shutil.which("gdb")
+    return found or pytest.skip("gdb is not installed (scripts/install-packages base)")
+
+
+def attached(gdb: str, program: Program, *commands: str) -> str:
+    """What gdb answers, attached to a running program that afterwards runs on."""
+    return said(gdb, "-p", str(program.pid), *(word for command in commands for word in ("-ex", command)))
+
+
+def said(*words: str) -> str:
+    name, *rest = words
+    done = subprocess.run([name, "-batch", "-nx", *rest], capture_output=True, text=True, timeout=50)
+    return done.stdout + done.stderr
+
+
+def order(text: str, *names: str) -> None:
+    """The names stand in the text, in this order."""
+    at = 0
+    for name in names:
+        found = text.find(name, at)
+        assert found >= 0, f"{name} is not in its place in\n{text}"
+        at = found
+
+
+def waiting(program: Program) -> None:
+    """A thread waits in the innermost function."""
+    program.ask("thread", "outer", WAIT)
+    until(lambda: any(Path(f"/proc/{program.pid}/task/{tid}/syscall").read_text().startswith("230 ")
+                      for tid in program.threads()))  # fmt: skip
+
+
+def released(program: Program) -> None:
+    program.call("release")
+    until(lambda: len(program.threads()) == 1)
+
+
+@pytest.mark.timeout(120)
+def test_gdb_names_and_unwinds_old_and_new_frames(build: Builder, start: Start, hu: HotUpgrade, gdb: str) -> None:
+    program = start(build.host(build.library("afterwards", 1, FRAMES)))
+    for version in (2, 3):
+        notes = hu.upgraded(program, build.library("afterwards", version, FRAMES))["notes"]
+        assert [note["code"] for note in notes] == ["initial-changed"]
+        waiting(program)
+        text = attached(gdb, program, "thread apply all bt", "print limit")
+        order(text, f"in work_of_build_{version} (x=", "in inner (", "in middle (", "in outer (", "start_thread")
+        assert "$1 = 10\n" in text, "a kept variable is seen where it lives, with its running value"
+        released(program)
+        assert program.call("outer", 1) == 111 * version
+    hu.rolled_back(program)
+    hu.rolled_back(program)
+    waiting(program)
+    order(attached(gdb, program, "thread apply all bt"), "in work_of_build_1 (x=", "in inner (", "in middle (")
+    released(program)
+    assert program.call("outer", 1) == 111
+
+
+def test_namespaces_of_the_linker_are_left_alone(build: Builder, start: Start, hu: HotUpgrade, gdb: str) -> None:
+    """dlmopen before and after: the linker's list holds its namespaces and ours."""
+    program = start(build.host(build.library("afterwards", 1)))
+    assert program.call("open_namespace") == 1
+    hu.upgraded(program, build.library("afterwards", 2))
+    assert program.call("open_namespace") == 1
+    hu.upgraded(program, build.library("afterwards", 3))
+    text = attached(gdb, program, "info sharedlibrary")
+    assert len(re.findall(r"Yes.*/libm\.so\.6$", text, re.MULTILINE)) == 2, text
+    for version in (2, 3):
+        path = build.library("afterwards", version)
+        build_id = re.search(r"Build ID: (\w+)", subprocess.check_output(["readelf", "-n", path], text=True))
+        assert build_id
+        assert build_id[1] in text
+
+
+def check_core(gdb: str, program: Program, core: Path) -> str:
+    text = said(gdb, str(program.path), str(core), "-ex", "thread apply all bt", "-ex", "print limit",
+                "-ex", "disassemble 'work_of_build_2'")  # fmt: skip
+    order(text, "in work_of_build_2 (x=", "in inner (", "in middle (", "in outer (")
+    assert "$1 = 10\n" in text
+    # The code is the one that ran, not that of the file: its calls lead to where this process has things.
+    assert re.search(r"call +0x[0-9a-f]+ <(abort|usleep|backtrace)@plt>", text), text
+    return text
+
+
+def test_a_core_of_a_crash_opens(build: Builder, start: Start, hu: HotUpgrade, gdb: str, tmp_path: Path) -> None:
+    if not (pattern := Path("/proc/sys/kernel/core_pattern").read_text().strip()).startswith("core"):
+        pytest.skip(f"cores do not go to the working directory here (kernel.core_pattern is {pattern})")
+    program = start(build.host(build.library("afterwards", 1, FRAMES)), folder=tmp_path)
+    resource.prlimit(program.pid, resource.RLIMIT_CORE, (1 << 30, 1 << 30))
+    hu.upgraded(program, build.library("afterwards", 2, FRAMES))
+    with pytest.raises(AssertionError, match="ended with -6"):
+        program.call("outer", ABORT)
+    (core,) = tmp_path.glob("core*")
+    order(check_core(gdb, program, core), "in work_of_build_2 (x=-2)")
+    assert core.stat().st_size < 8 << 20
+
+
+def test_a_core_by_gcore_opens(build: Builder, start: Start, hu: HotUpgrade, gdb: str, tmp_path: Path) -> None:
+    program = start(build.host(build.library("afterwards", 1, FRAMES)))
+    hu.upgraded(program, build.library("afterwards", 2, FRAMES))
+    waiting(program)
+    attached(gdb, program, f"generate-core-file {tmp_path}/core")
+    check_core(gdb, program, tmp_path / "core")
+    assert program.call("outer", 1) == 222
