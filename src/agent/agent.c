@@ -652,8 +652,11 @@ static void run(struct hu_frame *frame)
                 __asm__ volatile("lock orb $0, (%0)" ::"r"(pages[k]) : "memory", "cc");
             }
             break;
-        case HU_OP_STOP:
+        case HU_OP_STOP: /* what follows it is for the new code */
             stop(frame);
+            if (load(&hu_mailbox.state) != HU_COMMITTED) {
+                i = hu_mailbox.op_count - 1;
+            }
             break;
         }
     }

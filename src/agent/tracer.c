@@ -1,19 +1,24 @@
 /* The tracer: the few ptrace sequences that must be short, as a library for the Python side (target/tracer.py).
  *
- * Every sequence leaves the tracee autonomous at every moment: if the tool is killed between any two instructions here,
- * the kernel detaches and the thread either goes on with its system call or runs through the agent and then goes on
- * with it.
+ * Every sequence leaves the tracee autonomous at every moment: if the tracer is killed between any two instructions
+ * here, the kernel detaches and the thread either goes on with its system call or runs through the agent and then goes
+ * on with it.  But the kernel can end a system call with EINTR that is never restarted, such as epoll_wait, or forget a
+ * signal that was reported and not yet handed back.  So each sequence runs in a process of its own, the helper, which a
+ * SIGKILL to the tool does not reach: it ends what was begun, within its time limit, and then itself.  It shares the
+ * tool's memory, so that nothing has to be copied there and back, and the tool's lock on the target, so that nobody
+ * else comes in between.
  *
- * ptrace binds a tracee to one thread of the tracer.  Each sequence therefore runs in a thread of its own: when that
- * ends, the kernel lets go whatever did not stop in time, and a pending interrupt with it. */
+ * ptrace binds a tracee to its tracer.  When the helper ends, the kernel lets go whatever did not stop in time, and a
+ * pending interrupt with it. */
 #define _GNU_SOURCE
 #include <elf.h>
 #include <errno.h>
-#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -272,12 +277,19 @@ static void wait_for_the_late(struct job *job)
     }
 }
 
-static void *redirect_all(void *argument)
+/* A session of its own: a signal to the tool's process group is not meant for the helper. */
+static void become_helper(void)
+{
+    setsid();
+    prctl(PR_SET_TIMERSLACK, 1000);
+}
+
+static int redirect_all(void *argument)
 {
     struct job *job = argument;
     int64_t limit = now_us() + job->timeout_us;
     uint64_t left = 0;
-    prctl(PR_SET_TIMERSLACK, 1000);
+    become_helper();
     for (uint64_t i = 0; i < job->count; i++) {
         seize(&job->visits[i]);
         left += job->visits[i].status == VISIT_PENDING;
@@ -308,7 +320,7 @@ static void *redirect_all(void *argument)
             pause_us(20);
         }
     }
-    return NULL;
+    return 0;
 }
 
 /* What rt_sigreturn finds on the stack (arch/x86/include/uapi/asm/{ucontext,sigcontext}.h). */
@@ -445,12 +457,12 @@ static void make_calls(struct job *job, int64_t limit)
     visit->status = VISIT_DONE;
 }
 
-static void *call_in(void *argument)
+static int call_in(void *argument)
 {
     struct job *job = argument;
     int64_t limit = now_us() + job->timeout_us;
     struct visit *visit = job->visits;
-    prctl(PR_SET_TIMERSLACK, 1000);
+    become_helper();
     seize(visit);
     while (visit->status == VISIT_PENDING) {
         if (arrived(visit)) {
@@ -462,16 +474,31 @@ static void *call_in(void *argument)
             pause_us(20);
         }
     }
-    return NULL;
+    return 0;
 }
 
-static int in_own_thread(void *(*work)(void *), struct job *job)
+static int in_helper(int (*work)(void *), struct job *job)
 {
-    pthread_t thread;
-    int error = pthread_create(&thread, NULL, work, job);
-    if (!error) {
-        error = pthread_join(thread, NULL);
+    const size_t room = 256 << 10;
+    sigset_t all, before;
+    char *stack = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (stack == MAP_FAILED) {
+        return -errno;
     }
+    /* The helper inherits the tool's handlers, which are not for it. */
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before);
+    /* No exit signal: it is no child that the tool's other parts could meet. */
+    int error = 0, status = 0, helper = clone(work, stack + room, CLONE_VM | CLONE_FS | CLONE_FILES, job);
+    if (helper < 0) {
+        error = errno;
+    } else if (waitpid(helper, &status, __WALL) < 0) {
+        error = errno;
+    } else if (!WIFEXITED(status)) {
+        error = EINTR; /* somebody killed it: what it had begun is as the kernel left it */
+    }
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    munmap(stack, room);
     return -error;
 }
 
@@ -480,7 +507,7 @@ static int in_own_thread(void *(*work)(void *), struct job *job)
 EXPORT int hu_redirect(struct visit *visits, uint64_t count, uint64_t entry, uint64_t code, int64_t timeout_us)
 {
     struct job job = {.visits = visits, .count = count, .entry = entry, .code = code, .timeout_us = timeout_us};
-    return in_own_thread(redirect_all, &job);
+    return in_helper(redirect_all, &job);
 }
 
 /* Let one thread make system calls; used once a process, to map the agent.  A name that is not empty is written to the
@@ -496,5 +523,5 @@ EXPORT int hu_call(struct visit *visit, struct remote_call *calls, uint64_t coun
                       .syscall_at = syscall_at,
                       .sigreturn_at = sigreturn_at};
     strncpy(job.name, name, sizeof job.name - 1);
-    return in_own_thread(call_in, &job);
+    return in_helper(call_in, &job);
 }

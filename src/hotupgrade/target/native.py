@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from hotupgrade.errors import HotUpgradeError
+from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target import abi
 
 _FOLDER = Path(__file__).resolve().parent.parent / "native"
@@ -76,7 +76,7 @@ def redirect(visits: ctypes.Array[abi.Visit], entry: int, timeout_us: int) -> No
         code = int.from_bytes(blob[header.enter : header.enter + 8], "little")
         error = _tracer().hu_redirect(ctypes.byref(visits), len(visits), entry, code, timeout_us)
         if error:
-            raise HotUpgradeError(f"no thread could be started for tracing (errno {-error})")
+            raise _no_helper(error)
 
 
 def remote_calls(
@@ -96,5 +96,15 @@ def remote_calls(
         ctypes.byref(visit), ctypes.byref(table), len(calls), syscall_at, sigreturn_at, name.encode(), timeout_us
     )
     if error:
-        raise HotUpgradeError(f"no thread could be started for tracing (errno {-error})")
+        raise _no_helper(error)
     return [ctypes.c_int64(row.result).value for row in table]
+
+
+def _no_helper(error: int) -> NotNow:
+    return NotNow(
+        Reason(
+            "no-helper",
+            "",
+            f"the helper process that traces could not be started, or was killed (errno {-error}); try again",
+        )
+    )

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hotupgrade.errors import NotNow, Reason
+from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target import abi, native
 from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, leaders, refuse_visit, system_call
 from hotupgrade.target.clock import Reading, ticks_per_us
@@ -29,6 +29,8 @@ SLEEPER_LIMIT, BUSY_LIMIT = 0.25, 0.01
 SYS_FUTEX, FUTEX_WAKE_PRIVATE = 202, 129
 #: How long threads may take to leave the agent after a stop, in seconds.
 SETTLE_LIMIT = 5.0
+#: How long the calls after a commit (constructors) are waited for, in seconds.
+AFTER_LIMIT = 10.0
 #: Room for threads that are born while the others are being parked.
 SPARE_ROWS = 64
 _SPARE_MAPPINGS = 512
@@ -97,13 +99,15 @@ class StopReport:
 @dataclass(frozen=True)
 class StopRequest:
     """What one stop is to do.  ``data`` words are written before ``code`` words, ``hooks`` called before both; one that
-    returns something else than 0 ends the stop.  ``coroutines``: how the process switches stacks, if it does."""
+    returns something else than 0 ends the stop.  ``coroutines``: how the process switches stacks, if it does.
+    ``after``: calls that the main thread makes as soon as the others are let go, whatever becomes of the tool."""
 
     data: Sequence[Word] = ()
     code: Sequence[Word] = ()
     forbidden: Sequence[Forbidden] = ()
     hooks: Sequence[Hook] = ()
     coroutines: Coroutines | None = None
+    after: Sequence[Operation] = ()
 
 
 def busy_threads(agent: Agent, samples: int = 4, pause: float = 0.003) -> frozenset[int]:
@@ -245,13 +249,16 @@ class Stopper:
             busy = frozenset()  # while one runs, what was searched may change
         self._cores = frozenset(t.processor for t in states if t.tid in busy)
         stay_off(self._cores)
-        choice = [t for t in leaders(states, process.pid) if t.tid not in busy]
+        choice = [t for t in leaders(states, process.pid, only_main=bool(request.after)) if t.tid not in busy]
         if not choice:
             return NotNow(
                 Reason(
-                    "no-thread",
+                    "main-busy" if request.after else "no-thread",
                     str(process.pid),
-                    f"process {process.pid}: no thread is asleep in a system call that can be interrupted",
+                    f"process {process.pid}: the new build has constructors, but the main thread is never asleep to "
+                    f"run them"
+                    if request.after
+                    else f"process {process.pid}: no thread is asleep in a system call that can be interrupted",
                 )
             )
         leader = choice[0]
@@ -421,7 +428,8 @@ class Stopper:
     def _lead(self, leader: int, table_at: int) -> NotNow | None:
         agent = self.agent
         agent.keep_off(self._cores, leader)
-        serial = agent.write_operations([Operation(abi.OpKind.STOP)], idle=False)
+        after = self._request.after
+        serial = agent.write_operations([Operation(abi.OpKind.STOP), *after], idle=False)
         row = next(index for index, row in enumerate(self._table) if row.tid == leader)
         visits = (abi.Visit * 1)()
         visits[0].tid, visits[0].lead, visits[0].thread = leader, serial, table_at + row * ctypes.sizeof(abi.Thread)
@@ -432,7 +440,15 @@ class Stopper:
             return refuse_visit(agent.process.pid, visits[0])
         if (problem := self._search(table_at)) is not None:
             return problem
-        agent.wait(serial, max(self._limit - time.monotonic(), 0) + 2.0)
+        try:
+            agent.wait(serial, max(self._limit - time.monotonic(), 0) + (AFTER_LIMIT if after else 2.0))
+        except NotNow:
+            if after and agent.get("state") == abi.State.COMMITTED:
+                raise HotUpgradeError(
+                    f"process {agent.process.pid}: the new code is in force, but its constructors have not ended "
+                    f"within {AFTER_LIMIT:.0f} s; they go on"
+                ) from None
+            raise
         if agent.get("state") == abi.State.COMMITTED:
             return None
         return self._aborted()

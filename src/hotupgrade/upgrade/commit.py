@@ -31,12 +31,13 @@ from hotupgrade.upgrade.words import mappings_of, pages
 
 @dataclass(frozen=True)
 class Change:
-    """Words to be replaced in one stop, and where no thread may stand meanwhile."""
+    """Words to be replaced in one stop, where no thread may stand meanwhile, and calls to be made right after."""
 
     data: Sequence[Word]
     code: Sequence[Word]
     forbidden: Sequence[Forbidden]
     hooks: Sequence[Hook] = ()
+    after: Sequence[Operation] = ()
 
     @property
     def words(self) -> list[Word]:
@@ -99,7 +100,9 @@ class Commit:
         """Replace.  Raises NotNow, with nothing changed, if it was not possible in time."""
         change = self._change
         switch = Word(self._agent.field_address("ledger"), self._old_ledger, self._ledger_at)
-        request = StopRequest(change.data, [*change.code, switch], change.forbidden, change.hooks, self._coroutines)
+        request = StopRequest(
+            change.data, [*change.code, switch], change.forbidden, change.hooks, self._coroutines, change.after
+        )
         return self._stopper.stop(request, timeout)
 
     def verify(self) -> None:

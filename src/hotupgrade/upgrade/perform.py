@@ -17,7 +17,7 @@ from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
 from hotupgrade.plan.make import footprint, make_plan, new_thread_locals, reach
 from hotupgrade.plan.model import Comparison, ImagePlan
 from hotupgrade.plan.options import PlanOptions
-from hotupgrade.target.agent import Agent, Operation, call, leaders
+from hotupgrade.target.agent import Agent, Operation, call
 from hotupgrade.target.images import Area, map_image, register_frames, touch, unmap_image
 from hotupgrade.target.maps import PAGE
 from hotupgrade.target.reserve import load_reserve
@@ -37,7 +37,6 @@ from hotupgrade.upgrade.ledger import (
 )
 from hotupgrade.upgrade.prepare import Candidate, Planned, examine, find_room
 from hotupgrade.upgrade.recover import recover, unwinder
-from hotupgrade.upgrade.rollback import undo_last
 from hotupgrade.upgrade.scene import LiveScene
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.words import to_words
@@ -201,9 +200,6 @@ class _Work:
         """Place, stop, replace, clean up."""
         agent = self._required_agent()
         change = self._change()
-        constructors = [c for item in self._planned for c in item.plan.constructors]
-        if constructors:
-            self._require_main()
         with Scratch(agent, scratch_size(self._session, change)) as scratch:
             commit = Commit(self._session, agent, scratch, change)
             try:
@@ -222,8 +218,6 @@ class _Work:
             commit.close(committed=True)
             commit.verify()
             commit.record(self._next_ledger(change, report))
-        if constructors:
-            self._construct([call(c.address) for c in constructors])
         for item in self._planned:
             source.keep(item.candidate.new)
         notes = [note for candidate in self._candidates for note in candidate.notes]
@@ -244,22 +238,9 @@ class _Work:
     def _change(self) -> Change:
         data, code = to_words(edit for item in self._planned for edit in item.plan.edits)
         forbidden = [Forbidden(w.low, w.high, w.name) for item in self._planned for w in item.plan.watches]
-        return Change(data, code, forbidden)
-
-    def _require_main(self) -> None:
-        """New constructors run on the main thread: it must be one that can be visited."""
-        process = self._session.process
-        limit = time.monotonic() + self._settings.timeout
-        while not leaders(process.threads(), process.pid, only_main=True):
-            if time.monotonic() > limit:
-                raise NotNow(
-                    Reason(
-                        "main-busy",
-                        str(process.pid),
-                        "the new build has constructors, but the main thread is never asleep to run them",
-                    )
-                )
-            time.sleep(0.005)
+        # Left to the target itself, constructors run even if the tool is killed at the commit.
+        constructors = [call(c.address) for item in self._planned for c in item.plan.constructors]
+        return Change(data, code, forbidden, after=constructors)
 
     def _place(self, scratch: Scratch) -> None:
         """Map the new images and tell the unwinder of them."""
@@ -292,14 +273,6 @@ class _Work:
             if framed and image.eh_frame:
                 operations.insert(0, call(release, image.eh_frame))
             agent.run(operations)
-
-    def _construct(self, calls: Sequence[Operation]) -> None:
-        """Run new constructors; if the main thread cannot be had, take the commit back."""
-        try:
-            self._required_agent().run(calls, only_main=True, timeout=max(self._settings.timeout, 5.0))
-        except NotNow:
-            undo_last(self._session, self._settings.timeout)
-            raise
 
     # record
 

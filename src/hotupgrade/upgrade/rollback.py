@@ -13,7 +13,7 @@ from hotupgrade.target.stop import Forbidden, StopReport, Word
 from hotupgrade.upgrade import documents, journal
 from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size
 from hotupgrade.upgrade.documents import Document
-from hotupgrade.upgrade.ledger import Generation, Ledger, read_ledger, unpack_words
+from hotupgrade.upgrade.ledger import Generation, Ledger, unpack_words
 from hotupgrade.upgrade.recover import recover
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.words import reverse
@@ -56,12 +56,6 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
             }
         )
         return document
-
-
-def undo_last(session: Session, timeout: float) -> None:
-    """Take back a commit that this very session made."""
-    session.ledger = read_ledger(session.agent)
-    _undo(session, session.ledger.generations[-1], timeout, time.monotonic())
 
 
 def _undo(

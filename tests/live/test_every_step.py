@@ -1,0 +1,60 @@
+"""The tool is killed before every step that it takes; here before some of each kind, in the soak before every one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from live.conftest import Start
+from live.harness import Builder, Driver, HotUpgrade
+from live.kills import Tally, Victim, steps_of_a_first_upgrade, steps_of_later_ones
+from live.steps import Stepper
+
+MOST_STEPS = 5000  # more than any run takes
+
+
+@pytest.fixture(scope="module")
+def stepper(hu: HotUpgrade) -> Iterator[Stepper]:
+    with Stepper(hu.environment) as stepper:
+        yield stepper
+
+
+@pytest.fixture(scope="module")
+def driver(hu: HotUpgrade) -> Iterator[Driver]:
+    with Driver(hu) as driver:
+        yield driver
+
+
+@pytest.mark.slow
+def test_the_first_upgrade(build: Builder, start: Start, driver: Driver, stepper: Stepper) -> None:
+    """A process that does not hold the agent yet."""
+    tally = Tally()
+    steps = range(0, MOST_STEPS, 61)
+    assert steps_of_a_first_upgrade(lambda: Victim(build, start), driver, stepper, tally, steps), str(tally)
+    assert tally.kills >= 8, str(tally)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hold", [0.0, 0.05], ids=["at-once", "held"])
+def test_upgrades_and_rollbacks(build: Builder, start: Start, driver: Driver, stepper: Stepper, hold: float) -> None:
+    """One process, upgraded and rolled back, with what the killed ones left still in it.
+
+    "held": the target gets as far as it can before the tool is killed.
+    """
+    tally = Tally()
+    steps = range(7, MOST_STEPS, 43)
+    assert steps_of_later_ones(Victim(build, start), driver, stepper, tally, steps, hold=hold), str(tally)
+    assert tally.kills >= 8, str(tally)
+    assert tally.interrupted == 0
+
+
+@pytest.mark.slow
+def test_with_all_that_the_tool_started(build: Builder, start: Start, driver: Driver, stepper: Stepper) -> None:
+    """As the end of a control group, or a machine without memory, kills: the helper too.  Then a system call that the
+    kernel never restarts (``epoll_wait``, ``sigtimedwait``) may end with EINTR; all else is as before."""
+    tally = Tally()
+    steps = range(11, MOST_STEPS, 43)
+    victim = Victim(build, start)
+    assert steps_of_later_ones(victim, driver, stepper, tally, steps, everything=True), str(tally)
+    assert tally.kills >= 8, str(tally)
