@@ -12,6 +12,7 @@ from hotupgrade.binary.model import I32, Flags, Form, Kind, Segment, TargetKind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.match import Match, Scopes, match
 from hotupgrade.plan.meaning import Meaning
+from hotupgrade.plan.migrations import migrated_pairs
 from hotupgrade.plan.model import Comparison
 from hotupgrade.plan.shape import Indices, ReferencePairs, Shapes, equal_shapes, paired_references, shapes_of
 
@@ -21,6 +22,8 @@ def compare(old: Build, new: Build, old_scopes: Scopes | None = None, new_scopes
     recorded = old.has_relocation_records and new.has_relocation_records
     old_shapes, new_shapes = shapes_of(old, recorded), shapes_of(new, recorded)
     pairs = match(old_shapes, new_shapes, old_scopes, new_scopes)
+    for old_row, new_row in migrated_pairs(old, new):
+        pairs.new_of[old_row] = pairs.old_of[new_row] = -1  # whoever names it has changed, then
     meaning = Meaning(old, new, pairs)
     old_rows, new_rows = _function_pairs(old, new, pairs)
     equal = _equal_functions(meaning, old_shapes, new_shapes, old_rows, new_rows)

@@ -57,6 +57,8 @@ def find_homes(images: Sequence[Image], current: int, new: Build, comparisons: S
         pairs = partners(image, new, comparison)
         owned = _owned(image, index)
         paired = (pairs >= 0) & owned[np.maximum(pairs, 0)] & ~nameless
+        if index:
+            paired &= ~(mutable & (image.build.entities.size[np.maximum(pairs, 0)] != new.entities.size))
         unproven |= paired & mutable & (owner != NEW)
         fresh = paired & (owner == NEW)
         leaves = fresh & ~_keeps_home(image.build, pairs, new)

@@ -17,6 +17,7 @@ from hotupgrade.plan.copies import present, startup
 from hotupgrade.plan.edits import edit_entries
 from hotupgrade.plan.entries import is_intact
 from hotupgrade.plan.homes import NEW
+from hotupgrade.plan.hooks import plan_hooks
 from hotupgrade.plan.imports import OtherSlot, edit_imports
 from hotupgrade.plan.memory import PAGE, pages_up
 from hotupgrade.plan.model import Call, Comparison, Image, ModulePlan, Scene
@@ -155,6 +156,7 @@ class _Maker:
             edits=self._patchwork.edits(),
             watches=tuple(entries.watches),
             constructors=self._constructors(),
+            hooks=plan_hooks(case, linker.code.tolist(), linker.address.tolist()),
             functions=_function_names(case),
             objects=_object_names(case, updates),
             notes=(*notes(case), *updates.notes),

@@ -150,10 +150,23 @@ class TlsRequest:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function to be run by the target after the commit (a new constructor)."""
+    """A function of the target to be run: a new constructor, a hook."""
 
     address: int
     name: str
+    arguments: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the new build wants to be called (see ``include/hotupgrade.h``)."""
+
+    before: tuple[Call, ...] = ()  # before the stop
+    sync: tuple[Call, ...] = ()  # in the stop, before the first edit
+    after: tuple[Call, ...] = ()  # after the commit
+    cancel: tuple[Call, ...] = ()  # instead of the commit, if "before" was called
+    back: tuple[Call, ...] = ()  # in the stop of a rollback
+    one_way: str = ""  # a hook that changes state and has no counterpart in "back"
 
 
 @dataclass(frozen=True)
@@ -166,6 +179,7 @@ class ModulePlan:
     edits: tuple[Edit, ...]
     watches: tuple[Watch, ...]
     constructors: tuple[Call, ...]
+    hooks: Hooks
     functions: Mapping[str, tuple[str, ...]]  # changed, dragged, added, removed → names
     objects: Mapping[str, tuple[str, ...]]  # new, resized, initial-changed, constants-updated → names
     notes: tuple[Reason, ...]

@@ -16,6 +16,7 @@ from hotupgrade.plan.case import Case
 from hotupgrade.plan.copies import unclear_code
 from hotupgrade.plan.edits import entries_without_room
 from hotupgrade.plan.homes import NEW, Rehomed
+from hotupgrade.plan.hooks import migration_reasons
 from hotupgrade.plan.pieces import rows_named
 from hotupgrade.plan.select import DATA
 
@@ -38,6 +39,7 @@ def refusals(case: Case) -> list[Reason]:
         _outside,
         _labels_in_variables,
         _new_ifuncs,
+        migration_reasons,
     )
     found: dict[tuple[str, str], Reason] = {}
     for check in checks:
@@ -130,7 +132,7 @@ def _resized(case: Case) -> Iterator[Reason]:
         if case.images[index].build.build_id == case.new.build_id:
             continue
         for old_row, row in comparison.resized:
-            kept = int(case.homes.owner[row]) == index
+            kept = int(case.homes.owner[row]) == index or index == case.current
             variable = int(case.new.entities.kind[row]) in (Kind.OBJECT, Kind.TLS)
             if not (kept and variable and (case.used[row] or case.new.entities.exported[row])):
                 continue

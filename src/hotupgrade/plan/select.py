@@ -12,6 +12,7 @@ from hotupgrade.binary.model import Flags, Form, Kind, References, TargetKind
 from hotupgrade.plan.boundary import Unclear, settle
 from hotupgrade.plan.copies import immovable, startup
 from hotupgrade.plan.homes import NEW, READ_ONLY, Homes, unsized
+from hotupgrade.plan.migrations import hooks
 from hotupgrade.plan.model import Comparison, Image
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.pieces import Indices, rows_named, with_pieces
@@ -86,6 +87,8 @@ def needed_functions(
     """
     functions = new.entities.kind == Kind.FUNCTION
     needed: Flags = functions & (homes.owner == NEW)
+    if images[current].build.build_id != new.build_id:
+        needed |= hooks(new)
     for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):
         if image.build.build_id == new.build_id:
             continue

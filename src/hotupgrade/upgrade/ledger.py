@@ -64,6 +64,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes  # packed words (address, old, new): constants and import slots
     code: bytes  # packed words: entries of functions
     forbidden: list[tuple[int, int, str]]  # where no thread may stand when it is taken back
+    hooks: list[tuple[int, list[int], str]] = []  # address, arguments, name: what brings state back with it
+    one_way: str = ""  # a hook that nothing takes back
     busy_break_us: float | None = None
     max_break_us: float | None = None
 

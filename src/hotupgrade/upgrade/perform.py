@@ -22,11 +22,12 @@ from hotupgrade.target.images import Area, map_image, register_frames, touch, un
 from hotupgrade.target.maps import PAGE
 from hotupgrade.target.reserve import load_reserve
 from hotupgrade.target.scratch import Scratch
-from hotupgrade.target.stop import Forbidden, StopReport
+from hotupgrade.target.stop import Forbidden, Hook, StopReport
 from hotupgrade.upgrade import describe, documents, journal, source
 from hotupgrade.upgrade.afterwards import afterwards
 from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size
 from hotupgrade.upgrade.documents import Document
+from hotupgrade.upgrade.hooks import HookRunner
 from hotupgrade.upgrade.ledger import (
     Generation,
     GenerationModule,
@@ -37,6 +38,7 @@ from hotupgrade.upgrade.ledger import (
 )
 from hotupgrade.upgrade.prepare import Candidate, Planned, examine, find_room
 from hotupgrade.upgrade.recover import recover, unwinder
+from hotupgrade.upgrade.rollback import undo_last
 from hotupgrade.upgrade.scene import LiveScene
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.words import to_words
@@ -200,10 +202,12 @@ class _Work:
         """Place, stop, replace, clean up."""
         agent = self._required_agent()
         change = self._change()
+        self._hooks = HookRunner(agent, [item.plan.hooks for item in self._planned], self._settings.timeout)
         with Scratch(agent, scratch_size(self._session, change)) as scratch:
             commit = Commit(self._session, agent, scratch, change)
             try:
                 self._place(scratch)
+                self._hooks.before()
                 ledger = self._next_ledger(change, None)
                 commit.prepare(ledger)
                 prepare_us = elapsed_us(begin)
@@ -212,12 +216,14 @@ class _Work:
             except BaseException:
                 with contextlib.suppress(NotNow):
                     commit.close(committed=False)
+                    self._hooks.cancel()
                     self._remove()
                 raise
             after = time.monotonic()
             commit.close(committed=True)
             commit.verify()
             commit.record(self._next_ledger(change, report))
+        self._run_after()
         for item in self._planned:
             source.keep(item.candidate.new)
         notes = [note for candidate in self._candidates for note in candidate.notes]
@@ -240,7 +246,8 @@ class _Work:
         forbidden = [Forbidden(w.low, w.high, w.name) for item in self._planned for w in item.plan.watches]
         # Left to the target itself, constructors run even if the tool is killed at the commit.
         constructors = [call(c.address) for item in self._planned for c in item.plan.constructors]
-        return Change(data, code, forbidden, after=constructors)
+        hooks = [Hook(call(c.address, *c.arguments), c.name) for item in self._planned for c in item.plan.hooks.sync]
+        return Change(data, code, forbidden, hooks, constructors)
 
     def _place(self, scratch: Scratch) -> None:
         """Map the new images and tell the unwinder of them."""
@@ -274,6 +281,14 @@ class _Work:
                 operations.insert(0, call(release, image.eh_frame))
             agent.run(operations)
 
+    def _run_after(self) -> None:
+        """Have the new build look at itself; if it does not like what it sees, take the commit back."""
+        try:
+            self._hooks.after()
+        except NotNow:
+            undo_last(self._session, self._settings.timeout)
+            raise
+
     # record
 
     def _next_ledger(self, change: Change, report: StopReport | None) -> Ledger:
@@ -296,6 +311,8 @@ class _Work:
             data=pack_words([(w.address, w.old, w.new) for w in change.data]),
             code=pack_words([(w.address, w.old, w.new) for w in change.code]),
             forbidden=[entry for item in self._planned for entry in active_code(item)],
+            hooks=[(c.address, list(c.arguments), c.name) for item in self._planned for c in item.plan.hooks.back],
+            one_way=next((item.plan.hooks.one_way for item in self._planned if item.plan.hooks.one_way), ""),
             busy_break_us=report.busy_max_us if report else None,
             max_break_us=report.max_us if report else None,
         )

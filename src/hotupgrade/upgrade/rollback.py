@@ -8,12 +8,13 @@ import time
 import msgspec
 
 from hotupgrade.errors import NotNow, Reason, Refused
+from hotupgrade.target.agent import call
 from hotupgrade.target.scratch import Scratch
-from hotupgrade.target.stop import Forbidden, StopReport, Word
+from hotupgrade.target.stop import Forbidden, Hook, StopReport, Word
 from hotupgrade.upgrade import documents, journal
 from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size
 from hotupgrade.upgrade.documents import Document
-from hotupgrade.upgrade.ledger import Generation, Ledger, unpack_words
+from hotupgrade.upgrade.ledger import Generation, Ledger, read_ledger, unpack_words
 from hotupgrade.upgrade.recover import recover
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.words import reverse
@@ -38,6 +39,15 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
             )
         recover(session.agent, session.ledger, session.modules)
         generation = session.ledger.generations[-1]
+        if generation.one_way:
+            raise Refused(
+                Reason(
+                    "no-way-back",
+                    generation.one_way,
+                    f"generation {generation.number} was reached by {generation.one_way}(), and its build brings "
+                    "nothing that takes back what that did: the old code would find old state",
+                )
+            )
         report, change, prepare_us, cleanup_us = _undo(session, generation, timeout, begin)
         document = documents.head("rollback", pid, session.process.name)
         after = _without_last(session.ledger)
@@ -58,6 +68,12 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
         return document
 
 
+def undo_last(session: Session, timeout: float) -> None:
+    """Take back a commit that this very session made."""
+    session.ledger = read_ledger(session.agent)
+    _undo(session, session.ledger.generations[-1], timeout, time.monotonic())
+
+
 def _undo(
     session: Session, generation: Generation, timeout: float, begin: float
 ) -> tuple[StopReport, Change, float, float]:
@@ -66,6 +82,7 @@ def _undo(
         reverse([Word(*word) for word in unpack_words(generation.data)]),
         reverse([Word(*word) for word in unpack_words(generation.code)]),
         [Forbidden(low, high, name) for low, high, name in generation.forbidden],
+        [Hook(call(address, *arguments), name) for address, arguments, name in generation.hooks],
     )
     with Scratch(agent, scratch_size(session, change)) as scratch:
         commit = Commit(session, agent, scratch, change)
