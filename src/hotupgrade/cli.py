@@ -197,6 +197,20 @@ def status(pid: int, as_json: bool) -> None:
 
 
 @main.command()
+@_PID
+@_JSON
+def symbols(pid: int, as_json: bool) -> None:
+    """Say how gdb and perf find the names of the code that upgrades brought in."""
+
+    def work() -> Document:
+        from hotupgrade.upgrade.look import symbols as look
+
+        return look(pid)
+
+    _run("symbols", as_json, work)
+
+
+@main.command()
 @_JSON
 def history(as_json: bool) -> None:
     """Show what was upgraded and rolled back on this machine."""

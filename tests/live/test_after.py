@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -121,3 +122,42 @@ def test_a_core_by_gcore_opens(build: Builder, start: Start, hu: HotUpgrade, gdb
     attached(gdb, program, f"generate-core-file {tmp_path}/core")
     check_core(gdb, program, tmp_path / "core")
     assert program.call("outer", 1) == 222
+
+
+@pytest.mark.parametrize("unwinder", ["fp", "dwarf"])
+def test_perf_names_and_unwinds_old_and_new_frames(
+    build: Builder, start: Start, hu: HotUpgrade, tmp_path: Path, unwinder: str
+) -> None:
+    """As ``hotupgrade symbols`` says: the code of two builds that ran while perf recorded."""
+    if shutil.which("perf") is None:
+        pytest.skip("perf is not installed (scripts/install-packages base)")
+    flags = ("-fno-omit-frame-pointer",)
+    program = start(build.host(build.library("afterwards", 1, FRAMES), flags=flags))
+    hu.upgraded(program, build.library("afterwards", 2, FRAMES))
+    hu.upgraded(program, build.library("afterwards", 3, FRAMES))
+    program.ask("work", "busy", 1, "outer", 5, -1000)
+
+    def perf(*words: str) -> subprocess.CompletedProcess[str]:
+        words = ("perf", "--buildid-dir", str(tmp_path / "cache"), *words)
+        return subprocess.run(words, capture_output=True, text=True, timeout=50, cwd=tmp_path)
+
+    record = ["record", "-e", "cpu-clock", "-F", "199", "--call-graph", unwinder, "-p", str(program.pid)]
+    recorded = perf(*record, "-o", "perf.data", "--", "sleep", "0.5")
+    if "perf_event_paranoid" in recorded.stderr:
+        pytest.skip("perf may not look at processes here: sysctl kernel.perf_event_paranoid=1")
+    assert recorded.returncode == 0, recorded.stderr
+    program.ask("stop")
+    hu.rolled_back(program)
+    program.ask("work", "busy", 1, "outer", 5, -1000)
+    assert (done := perf(*record, "-o", "later.data", "--", "sleep", "0.5")).returncode == 0, done.stderr
+    document = hu("symbols", program.pid, "--json").document
+    assert [image["active"] for image in document["images"]] == [True, False]
+    later = document["perf"][-1].replace("perf.data", "later.data").replace("named.data", "later-named.data")
+    for command in (*document["perf"], later):
+        assert (done := perf(*shlex.split(command)[1:])).returncode == 0, done.stderr
+    for data, version in (("named.data", 3), ("later-named.data", 2)):
+        report = perf("report", "-i", data, "--stdio", "--no-children", "-g", "caller").stdout
+        order(report, f"[.] work_of_build_{version}", "outer", "middle", "inner", f"work_of_build_{version}")
+    assert program.call("outer", 1) == 222
+    words = hu("symbols", program.pid)
+    assert "add-symbol-file" in words.out, str(words)

@@ -137,6 +137,20 @@ def _status(console: Console, document: Document) -> None:
     console.print(table)
 
 
+def _symbols(console: Console, document: Document) -> None:
+    lead = f"process {document['pid']} ({document['name']})"
+    if not document["images"]:
+        console.print(f"{lead} holds no code but what it was started with")
+        return
+    console.print(f"{lead} holds code of {len(document['images'])} further builds")
+    console.print("gdb finds it by itself, if the C library is glibc 2.35 or later; otherwise say to gdb:")
+    for command in document["gdb"]:
+        console.print(f"  {command}")
+    console.print("perf must be told, after perf record and before perf report -i named.data:")
+    for command in document["perf"]:
+        console.print(f"  {command}")
+
+
 def _inspect(console: Console, document: Document) -> None:
     console.print(
         f"process {document['pid']} ({document['name']}), {document['executable']}: generation {document['generation']}"
@@ -178,4 +192,5 @@ _PAINTERS: dict[str, Callable[[Console, Document], None]] = {
     "rollback": _rollback,
     "status": _status,
     "inspect": _inspect,
+    "symbols": _symbols,
 }

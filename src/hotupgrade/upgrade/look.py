@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from hotupgrade.target.agent import NAME
+from hotupgrade.target.maps import mapping_at
 from hotupgrade.target.modules import Module
 from hotupgrade.upgrade import documents, journal
 from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.source import store_path
 
 
 def inspect(pid: int) -> Document:
@@ -80,6 +82,34 @@ def status(pid: int) -> Document:
                 for m in ledger.modules
             ],
             "memory_bytes": sum(image.pages for image in images),
+        }
+        return document
+
+
+def symbols(pid: int) -> Document:
+    """Where debuggers and profilers find the names of the code that upgrades brought in."""
+    with Session(pid, exclusive=False) as session:
+        maps = session.process.maps()
+        images = [
+            {
+                "module": module.name,
+                "build_id": image.build_id,
+                "base": image.base,
+                "file": str(store_path(image.build_id)),
+                "mapping": mapping.path,
+                "active": image is module.images[module.current],
+            }
+            for module in session.ledger.modules
+            for image in module.images[1:]
+            if image.start and (mapping := mapping_at(maps, image.start)) is not None
+        ]
+        known = ",".join(f"{image['build_id']} {image['mapping']}" for image in images)
+        document = documents.head("symbols", pid, session.process.name)
+        document |= {
+            "images": images,
+            "gdb": [f"add-symbol-file {image['file']} -o {image['base']:#x}" for image in images],
+            "perf": [f"perf buildid-cache --add {image['file']}" for image in images]
+            + [f"perf inject -b --known-build-ids '{known}' -i perf.data -o named.data" for _ in images[:1]],
         }
         return document
 

@@ -260,7 +260,8 @@ class _Work:
             areas = [Area(p.offset, p.size, p.writable, p.executable) for p in image.protections]
             pieces = [(piece.offset, piece.content) for piece in image.pieces]
             name = item.candidate.module.name
-            self._memory[name] = map_image(agent, name, image.base, image.size, pieces, areas)
+            title = f"{name}:{item.candidate.new.build_id[:12]}"  # profilers tell images apart by it
+            self._memory[name] = map_image(agent, title, image.base, image.size, pieces, areas)
             framed = bool(register and image.eh_frame)
             self._mapped.append((image, framed))
             operations: list[Operation] = []
