@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from hotupgrade.binary.elf import (
     DF_BIND_NOW,
     DF_SYMBOLIC,
     DF_TEXTREL,
+    FILE_HEADER,
     SHF_ALLOC,
     SHF_TLS,
     Dt,
@@ -37,11 +37,9 @@ from hotupgrade.binary.relocations import (
 )
 from hotupgrade.binary.spans import SpanMap, span_map
 from hotupgrade.binary.symbols import dynamic_strings, read_dynamic_symbols, read_symbols
-from hotupgrade.errors import Reason, Refused
+from hotupgrade.files import read_regular
 
 __all__ = ["Build", "JumpTable"]
-
-MAX_FILE = 4 << 30
 
 
 class Build:
@@ -85,7 +83,8 @@ class Build:
         self.slots = read_slots(elf, self.dynamic_relocations, self.dynamic_symbols)  # words of .got and .got.plt
         self.plt_slot = read_plt(elf, self.slots)  # vaddr of a PLT stub -> index into slots
         frame = self.sections.get(".eh_frame")
-        self.eh_frame = (frame.vaddr, frame.size) if frame and frame.size and frame.vaddr else None
+        stored = frame and 0 < frame.size <= elf.stored_from(frame.vaddr)
+        self.eh_frame = (frame.vaddr, frame.size) if frame and stored and frame.vaddr else None
         # Linked with --emit-relocs: only then thread-local offsets in the code are known.
         self._tls_records = read_code_records(elf, Relocation.DTPOFF32)
         self.has_relocation_records = self._tls_records is not None
@@ -95,7 +94,7 @@ class Build:
     @classmethod
     def open(cls, path: Path | str) -> Build:
         """Reads a file, whole, through one descriptor: what happens to the path afterwards does not matter."""
-        return cls(_read_file(path), os.fspath(path), Path(path))
+        return cls(read_regular(path), os.fspath(path), Path(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, label: str) -> Build:
@@ -166,6 +165,15 @@ class Build:
             if self.facts_store is not None:
                 self.facts_store.save(self, self._facts)
         return self._facts
+
+    @cached_property
+    def contents(self) -> str:
+        """A digest of what is loaded, but for the file header: strip changes nothing else there."""
+        digest = hashlib.blake2b(digest_size=20)
+        for segment in self.segments:
+            start = max(segment.file_offset, FILE_HEADER.itemsize)
+            digest.update(memoryview(self.data)[start : segment.file_offset + segment.file_size])
+        return digest.hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -246,28 +254,3 @@ class Build:
             self._elf.tag(start, 0),
             self._elf.tag(size, 0),
         )
-
-
-def _read_file(path: Path | str) -> bytes:
-    label = os.fspath(path)
-    try:
-        # O_NONBLOCK: opening a named pipe must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else str(error)
-        text = f"{label} cannot be read: {what}; name a shared library or an executable"
-        raise Refused(Reason("unreadable", label, text)) from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            text = f"{label} is not a regular file; name a shared library or an executable"
-            raise Refused(Reason("not-a-file", label, text))
-        if status.st_size > MAX_FILE:
-            raise Refused(Reason("too-large", label, f"{label} is larger than 4 GiB; no module to upgrade is"))
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            return file.readall() or b""
-    except OSError as error:
-        text = f"{label} cannot be read: {error.strerror}; take a good copy of it"
-        raise Refused(Reason("unreadable", label, text)) from error
-    finally:
-        os.close(descriptor)

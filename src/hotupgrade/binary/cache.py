@@ -23,7 +23,7 @@ import numpy.typing as npt
 import hotupgrade
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.code import CodeFacts, JumpTable
-from hotupgrade.binary.model import References
+from hotupgrade.binary.model import Form, References, TargetKind
 
 FORMAT = 2  # raise it whenever the meaning of an entry or the way to find its contents changes
 MAGIC = b"hotupgrade cache\0"
@@ -132,7 +132,7 @@ def _decoded(content: bytes, key: str) -> Entry | None:
         return None
     try:
         found = msgspec.msgpack.decode(payload, type=Entry)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):
         return None
     return found if found.key == key else None
 
@@ -215,6 +215,7 @@ class _Store:
         self._cache.put(entry(cache_key("code", build), arrays))
 
 
+SLOTS = (TargetKind.GOT, TargetKind.PLT)
 REFERENCE_COLUMNS = {
     "position": "<u8",
     "following": "<u8",
@@ -233,12 +234,33 @@ def _facts(build: Build, found: Entry) -> CodeFacts:
     count = len(access)
     if any(len(c) != count or c.dtype.str != REFERENCE_COLUMNS[name] for name, c in columns.items()):
         raise ValueError("columns do not fit together")
-    rows = len(build.entities)
-    if count and (columns["function"].max() >= rows or columns["entity"].max() >= max(rows, len(build.slots))):
+    _check(build, columns, access, undecodable)
+    return CodeFacts(References(**columns), access, frozenset(undecodable.tolist()), tuple(_tables(build, found)))
+
+
+def _check(build: Build, columns: Mapping[str, Array], access: Array, undecodable: Array) -> None:
+    """Every number is one that disassembly could have given."""
+    rows, kind, entity = len(build.entities), columns["target_kind"], columns["entity"]
+    limit = np.where(kind == TargetKind.ENTITY, rows, np.where(np.isin(kind, SLOTS), len(build.slots), 0))
+    good = (entity >= -1) & (entity < limit)
+    good &= (entity >= 0) | ~np.isin(kind, (TargetKind.ENTITY, *SLOTS))
+    good &= np.isin(kind, list(TargetKind)) & np.isin(columns["form"], list(Form)) & (access >= 0)
+    good &= (columns["function"] >= 0) & (columns["function"] < rows)
+    good &= (columns["position"] < columns["following"]) & (columns["following"] <= build.span)
+    ascending = (columns["position"][1:] >= columns["position"][:-1]).all()
+    if access.dtype != np.int32 or not (good.all() and ascending):
+        raise ValueError("references that the build cannot have")
+    if len(undecodable) and not 0 <= undecodable.min() <= undecodable.max() < rows:
         raise ValueError("rows that the build does not have")
-    tables = []
-    targets = found.array("table_targets").tolist()
+
+
+def _tables(build: Build, found: Entry) -> Iterator[JumpTable]:
+    rows = len(build.entities)
+    targets, at = found.array("table_targets").tolist(), 0
     for vaddr, size, function, length in found.array("tables").reshape(-1, 4).tolist():
-        tables.append(JumpTable(vaddr, size, function, tuple(targets[:length])))
-        del targets[:length]
-    return CodeFacts(References(**columns), access, frozenset(undecodable.tolist()), tuple(tables))
+        chosen = tuple(targets[at : at + max(length, 0)])
+        inside = vaddr >= 0 and 1 <= size <= (build.span - vaddr) // 4
+        if not inside or len(chosen) != length or not all(0 <= row < rows for row in (function, *chosen)):
+            raise ValueError("a table that the build cannot have")
+        yield JumpTable(vaddr, size, function, chosen)
+        at += length

@@ -138,9 +138,13 @@ def anonymous_ranges(build: Build) -> list[tuple[int, int]]:
 
 
 def _in_ranges(ranges: Sequence[tuple[int, int]], target: Addresses) -> Flags:
-    inside = np.zeros(len(target), np.bool_)
-    for low, high in ranges:
-        inside |= (target >= low) & (target < high)
+    """``ranges`` ascend."""
+    if not ranges:
+        return np.zeros(len(target), np.bool_)
+    start, stop = np.array(ranges, np.int64).T
+    reached = np.maximum.accumulate(stop)
+    at = np.searchsorted(start, target, side="right") - 1
+    inside: Flags = (at >= 0) & (target < reached[np.maximum(at, 0)])
     return inside
 
 
@@ -252,13 +256,18 @@ def find_jump_tables(build: Build, references: References) -> tuple[JumpTable, .
     edges = _edges(build, references)
     tables = []
     likely = _starts_like_table(build, pairs[0], pairs[1], family)
+    measured: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}  # once, however many functions name a table
     for vaddr, function in zip(pairs[0][likely].tolist(), pairs[1][likely].tolist(), strict=True):
-        limit = int(edges[np.searchsorted(edges, vaddr, side="right")]) if edges[-1] > vaddr else build.span
-        rows = _entry_rows(build, vaddr, (limit - vaddr) // 4)
-        fits = (rows >= 0) & (family[rows] == family[function])
-        count = len(fits) if fits.all() else int(np.argmin(fits))
+        key = vaddr, int(family[function])
+        if key not in measured:
+            limit = int(edges[np.searchsorted(edges, vaddr, side="right")]) if edges[-1] > vaddr else build.span
+            rows = _entry_rows(build, vaddr, (limit - vaddr) // 4)
+            fits = (rows >= 0) & (family[rows] == key[1])
+            count = len(fits) if fits.all() else int(np.argmin(fits))
+            measured[key] = count, tuple(np.unique(rows[:count]).tolist())
+        count, targets = measured[key]
         if count >= MIN_TABLE:
-            tables.append(JumpTable(vaddr, count, function, tuple(np.unique(rows[:count]).tolist())))
+            tables.append(JumpTable(vaddr, count, function, targets))
     return tuple(tables)
 
 

@@ -21,7 +21,8 @@ from hotupgrade.errors import Reason, Refused
 
 PAGE = 4096
 MAX_SPAN = 1 << 31  # references are 32-bit displacements: nothing larger can be relinked
-MAX_SECTIONS = 0xFF00
+MAX_SECTIONS = 4096  # what linkers make has dozens; each one is looked at often
+MAX_NOTES = 1 << 16  # bytes of notes that are searched for a build-id
 
 FILE_HEADER = np.dtype(
     [
@@ -205,13 +206,20 @@ class ElfFile:
         return np.frombuffer(self.data, row, count, offset)
 
     def link_table(self, dtype: npt.DTypeLike, vaddr: int, size: int, what: str) -> Table:
-        """The rows that fill ``size`` bytes at a vaddr."""
+        """The rows that fill ``size`` bytes at a vaddr, all of them stored in the file: .bss holds no table."""
         row = np.dtype(dtype)
         if size % row.itemsize:
             self.corrupt(f"the size of {what} is not a multiple of its row")
-        if vaddr + size > self.span:
+        if size and not self.stored_from(vaddr) >= size:
             self.corrupt(f"{what} lies outside the segments")
         return self.image[vaddr : vaddr + size].view(row)
+
+    def stored_from(self, vaddr: int) -> int:
+        """How many bytes from a vaddr on, within its segment, come from the file; 0 for none."""
+        for segment in self.segments:
+            if segment.vaddr <= vaddr < segment.vaddr + segment.file_size:
+                return segment.vaddr + segment.file_size - vaddr
+        return 0
 
     # Headers
 
@@ -328,6 +336,8 @@ class ElfFile:
             self.corrupt("a segment is not aligned to pages")
         if segments[-1].vaddr + segments[-1].memory_size == 0:
             self.corrupt("the segments are empty")
+        if sum(s.file_size for s in segments) > 2 * len(self.data):  # what is read stays in proportion to the file
+            self.corrupt("segments share the same bytes of the file")
         return segments
 
     def _check_section_places(self) -> None:
@@ -398,13 +408,15 @@ class ElfFile:
         return tuple([blob[start:stop].decode("utf-8", "backslashreplace") for start, stop in pairs])
 
     def build_id(self) -> str | None:
+        room = MAX_NOTES
         for row in self._programs[self._programs["type"] == ProgramType.NOTE]:
             start, size = int(row["offset"]), int(row["filesz"])
             if start + size > len(self.data):
                 self.truncated("a note")
-            found = find_build_id(self.data[start : start + size], 8 if row["align"] == 8 else 4)
+            found = find_build_id(self.data[start : start + min(size, room)], 8 if row["align"] == 8 else 4)
             if found is not None:
                 return found
+            room -= min(size, room)
         return None
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hotupgrade.binary.elf import SectionType
+
 if TYPE_CHECKING:
     from hotupgrade.binary.build import Build
 
@@ -19,6 +21,7 @@ APPLICATION_MASK = 0x70
 PC_RELATIVE = 0x10
 ULEB = 0x01
 MAX_TYPES = 1 << 16
+MAX_AUGMENTATION = 16  # letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +40,34 @@ class _UnreadableError(Exception):
 def exception_tables(build: Build) -> dict[int, ExceptionTable | None]:
     """By vaddr of the function; None for a table that cannot be read."""
     section = build.sections.get(SECTION)
-    if section is None or build.eh_frame is None:
+    if section is None or section.type == SectionType.NOBITS or build.eh_frame is None:
         return {}
     start, size = build.eh_frame
     frames = _Reader(build.read(start, size), start)
     found: dict[int, ExceptionTable | None] = {}
+    tables: dict[int, ExceptionTable | None] = {}  # by their own vaddr
+    budget = 16 * section.size + 65536  # tables may overlap, within reason
     try:
         for function, place in _frames(frames):
-            try:
-                if not section.vaddr <= place < section.vaddr + section.size:
-                    raise _UnreadableError
-                found[function] = _table(_Reader(build.image[place : section.vaddr + section.size].data, place))
-            except _UnreadableError:
-                found[function] = None
+            if place not in tables:
+                reader = _Reader(build.image[place : section.vaddr + section.size].data, place)
+                inside = section.vaddr <= place < section.vaddr + section.size
+                tables[place] = _table_or_none(reader) if inside else None
+                budget -= reader.spent
+            if budget < 0:
+                raise _UnreadableError
+            found[function] = tables[place]
     except _UnreadableError:
         # Frames that cannot be walked: no function's table is known.
         return {int(address): None for address in build.entities.address[build.function_spans.row].tolist()}
     return found
+
+
+def _table_or_none(reader: _Reader) -> ExceptionTable | None:
+    try:
+        return _table(reader)
+    except _UnreadableError:
+        return None
 
 
 class _Reader:
@@ -61,6 +75,7 @@ class _Reader:
 
     def __init__(self, data: bytes | memoryview, vaddr: int) -> None:
         self.data, self.vaddr, self.at = data, vaddr, 0
+        self.spent = 0  # bytes read so far, again and again
 
     def unpack(self, layout: str) -> int:
         size = struct.calcsize(layout)
@@ -68,6 +83,7 @@ class _Reader:
             raise _UnreadableError
         (value,) = struct.unpack_from(layout, self.data, self.at)
         self.at += size
+        self.spent += size
         return int(value)
 
     def byte(self) -> int:
@@ -127,6 +143,8 @@ def _common(reader: _Reader) -> tuple[int, int] | None:
     augmentation = bytearray()
     while byte := reader.byte():
         augmentation.append(byte)
+        if len(augmentation) > MAX_AUGMENTATION:
+            raise _UnreadableError
     reader.leb()
     reader.leb(signed=True)
     _ = reader.byte() if version == 1 else reader.leb()

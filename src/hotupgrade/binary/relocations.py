@@ -73,6 +73,8 @@ def _packed_relative(elf: ElfFile) -> Table:
             continue
         if at < 0 or at > elf.span:
             elf.corrupt("packed relocations leave the segments")
+        if 4 * len(places) > len(elf.data):
+            elf.corrupt("there are more packed relocations than words")
         places.extend(at + 8 * bit for bit in range(63) if entry >> (bit + 1) & 1)
         at += 63 * 8
     rows = np.zeros(len(places), RELA)
@@ -88,7 +90,7 @@ def read_code_records(elf: ElfFile, wanted: Relocation) -> Table | None:
     """Link-time records (--emit-relocs) of one type over executable sections; None when the file has none at all."""
     headers = elf.section_table.headers
     chosen = []
-    present = False
+    present, read = False, 0
     for header in headers[headers["type"] == SectionType.RELA]:
         subject = int(header["info"])
         if header["flags"] & SHF_ALLOC or not 0 < subject < len(headers):
@@ -97,7 +99,8 @@ def read_code_records(elf: ElfFile, wanted: Relocation) -> Table | None:
             continue
         present = True
         count, rest = divmod(int(header["size"]), RELA.itemsize)
-        if rest:
+        read += int(header["size"])
+        if rest or read > len(elf.data):
             elf.corrupt("link-time relocation records have an impossible size")
         rows = elf.table(RELA, int(header["offset"]), count, "link-time relocation records")
         chosen.append(rows[rows["type"] == wanted])

@@ -109,6 +109,9 @@ def read_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol]) -> Symb
     is_tls = kinds[chosen] == Kind.TLS
     order = chosen[np.lexsort((kinds[chosen], table["value"][chosen], is_tls))]
     entities, by_name = _rows(symbols, order, dynamic_symbols)
+    # What is compared byte by byte stays in proportion to the image: symbols within symbols are rare.
+    if int(entities.size.sum()) > 4 * elf.span:
+        elf.corrupt("symbols overlap beyond reason")
     marks = _marks(table, symbols.names, symbols.types)
     return SymbolTable(entities, by_name, marks, _extents(elf, entities))
 
@@ -217,6 +220,17 @@ def _check_bounds(elf: ElfFile, table: Table, kinds: U8, chosen: npt.NDArray[np.
     limit = np.where(is_tls, block, elf.span).astype(np.uint64)
     if (values > limit).any() or (sizes > limit - np.minimum(values, limit)).any():
         elf.corrupt("a symbol lies outside the segments")
+    code = kinds[chosen] == Kind.FUNCTION
+    if (sizes[code].astype(np.int64) > _stored(elf, values[code].astype(np.int64))).any():
+        elf.corrupt("a function lies outside what the file holds")
+
+
+def _stored(elf: ElfFile, vaddrs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each vaddr, how many bytes from there on, within its segment, come from the file."""
+    start = np.array([segment.vaddr for segment in elf.segments], np.int64)
+    stop = start + np.array([segment.file_size for segment in elf.segments], np.int64)
+    at = np.searchsorted(start, vaddrs, side="right") - 1
+    return np.where(at >= 0, np.maximum(stop[np.maximum(at, 0)] - vaddrs, 0), 0)
 
 
 def _rows(
@@ -281,17 +295,22 @@ def _extents(elf: ElfFile, entities: Entities) -> I32:
     distinct = np.unique(address)
     following = np.append(distinct, elf.span)[np.searchsorted(distinct, address, side="right")]
     open_ended = (entities.kind[fixed] == Kind.FUNCTION) & (entities.size[fixed] == 0)
-    for i in np.flatnonzero(open_ended).tolist():
-        limit = _section_end(elf, int(address[i]))
-        extent[fixed[i]] = max(0, min(int(following[i]), limit) - int(address[i]))
+    limit = _section_ends(elf, address[open_ended])
+    room = np.minimum(np.minimum(following[open_ended], limit) - address[open_ended], _stored(elf, address[open_ended]))
+    extent[fixed[open_ended]] = np.maximum(room, 0)
     return extent.astype(np.int32)
 
 
-def _section_end(elf: ElfFile, vaddr: int) -> int:
-    for section in elf.sections.values():
-        if section.flags & SHF_ALLOC and section.vaddr <= vaddr < section.vaddr + section.size:
-            return min(section.vaddr + section.size, elf.span)
-    return vaddr
+def _section_ends(elf: ElfFile, vaddrs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each vaddr, the end of the allocated section that holds it; the vaddr itself if none does."""
+    allocated = [s for s in elf.sections.values() if s.flags & SHF_ALLOC and s.size and s.vaddr < elf.span]
+    spans = sorted((s.vaddr, min(s.vaddr + s.size, elf.span)) for s in allocated)
+    if not spans:
+        return vaddrs
+    start, stop = np.array(spans, np.int64).T
+    at = np.maximum(np.searchsorted(start, vaddrs, side="right") - 1, 0)
+    inside = (start[at] <= vaddrs) & (vaddrs < stop[at])
+    return np.where(inside, stop[at], vaddrs)
 
 
 def read_dynamic_symbols(elf: ElfFile) -> tuple[DynamicSymbol, ...]:
@@ -335,10 +354,9 @@ def _version_numbers(elf: ElfFile, count: int) -> list[int]:
 
 def _version_names(elf: ElfFile, blob: bytes) -> Mapping[int, str]:
     """Version number to name, from what is needed and from what is defined."""
-    names: dict[int, str] = {}
-    for number, offset in [*_needed_versions(elf), *_defined_versions(elf)]:
-        names[number] = elf.strings(blob, np.array([offset], np.uint32), "a version name")[0]
-    return names
+    found = [*_needed_versions(elf), *_defined_versions(elf)]
+    names = elf.strings(blob, np.array([offset for _, offset in found], np.uint32), "a version name")
+    return {number: name for (number, _), name in zip(found, names, strict=True)}
 
 
 def _record(elf: ElfFile, vaddr: int, fields: str) -> tuple[int, ...]:

@@ -49,20 +49,30 @@ def _comparison(old: Build, new: Build, found: Entry) -> Comparison:
     for names, size, other in ((NEW_ROWS, len(new.entities), old), (OLD_ROWS, len(old.entities), new)):
         for name in names:
             columns[name] = column = found.array(name)
-            if len(column) != size or (column.dtype == np.int32 and size and column.max() >= len(other.entities)):
+            of_rows = name in ("old_of", "new_of")
+            if len(column) != size or column.dtype != (np.int32 if of_rows else np.bool_):
+                raise ValueError(name)
+            if of_rows and size and not -1 <= column.min() <= column.max() < len(other.entities):
                 raise ValueError(name)
 
-    def pairs(name: str) -> tuple[tuple[int, int], ...]:
-        return tuple((first, second) for first, second in found.array(name).reshape(-1, 2).tolist())
+    def pairs(name: str, first: Build, second: Build = new) -> tuple[tuple[int, int], ...]:
+        rows = found.array(name).reshape(-1, 2)
+        if len(rows) and ((rows < 0) | (rows >= (len(first.entities), len(second.entities)))).any():
+            raise ValueError(name)
+        return tuple((one, other) for one, other in rows.tolist())
+
+    ambiguous = found.array("ambiguous_new")
+    if len(ambiguous) and not 0 <= ambiguous.min() <= ambiguous.max() < len(new.entities):
+        raise ValueError("ambiguous_new")
 
     return Comparison(
         old=old,
         new=new,
         **columns,
-        dragged=dict(pairs("dragged")),
-        ambiguous_new=frozenset(found.array("ambiguous_new").tolist()),
-        resized=pairs("resized"),
-        initial_changed=pairs("initial_changed"),
+        dragged=dict(pairs("dragged", new)),
+        ambiguous_new=frozenset(ambiguous.tolist()),
+        resized=pairs("resized", old),
+        initial_changed=pairs("initial_changed", old),
         tls_equal=bool(found.array("tls_equal")[0]),
         notes=tuple(Reason(*texts) for texts in found.texts),
     )

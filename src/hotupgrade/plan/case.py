@@ -10,6 +10,7 @@ import numpy as np
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import Flags, TargetKind
+from hotupgrade.errors import Reason, Refused
 from hotupgrade.plan import tls
 from hotupgrade.plan.homes import Homes, find_homes
 from hotupgrade.plan.model import Comparison, Image
@@ -82,8 +83,25 @@ def open_case(
     options: PlanOptions,
     intact: Intact | None = None,
 ) -> Case:
-    """``intact``: see :func:`hotupgrade.plan.select.needed_functions`."""
+    """``intact``: see :func:`hotupgrade.plan.select.needed_functions`.
+
+    Raises:
+        Refused: the new build has the build-id of one in the process, but is another.
+    """
+    for image in images:
+        _require_no_clash(image.build, new)
     targets = Targets(new, Rows(new))
     homes = find_homes(images, current, new, comparisons)
     selection = select(images, current, targets, comparisons, homes, options, intact)
     return Case(tuple(images), current, new, tuple(comparisons), options, targets, homes, selection)
+
+
+def _require_no_clash(present: Build, new: Build) -> None:
+    """A build in the process is known again by its build-id, and then taken to be the same, row by row."""
+    if present is new or present.build_id != new.build_id or present.fingerprint == new.fingerprint:
+        return
+    what = "symbols" if present.contents == new.contents else "contents"
+    text = f"{new.label} has the build-id of a build in the process ({present.label}) but other {what}; " + (
+        "use the very file that was used before" if what == "symbols" else "link it with a build-id of its own"
+    )
+    raise Refused(Reason("build-id-clash", new.label, text))

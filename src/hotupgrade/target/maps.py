@@ -51,10 +51,16 @@ class Mapping:
 
 
 def parse_maps(text: str) -> tuple[Mapping, ...]:
-    """Parse the text of a maps file."""
+    """Parse the text of a maps file.
+
+    Names in it are the process's to choose, and the kernel escapes nothing but the line feed: no other character may
+    end a line or a field.
+    """
     found = []
-    for line in text.splitlines():
-        fields = line.split(maxsplit=5)
+    for line in text.split("\n"):
+        if not line:
+            continue
+        fields = line.split(" ", maxsplit=5)
         start, _, end = fields[0].partition("-")
         found.append(
             Mapping(
@@ -64,7 +70,7 @@ def parse_maps(text: str) -> tuple[Mapping, ...]:
                 int(fields[2], 16),
                 fields[3],
                 int(fields[4]),
-                fields[5] if len(fields) > 5 else "",
+                fields[5].lstrip(" ") if len(fields) > 5 else "",
             )
         )
     return tuple(found)
@@ -72,7 +78,7 @@ def parse_maps(text: str) -> tuple[Mapping, ...]:
 
 def read_maps(pid: int) -> tuple[Mapping, ...]:
     """The mappings of a process now."""
-    return parse_maps(Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape"))
+    return parse_maps(Path(f"/proc/{pid}/maps").read_bytes().decode(errors="surrogateescape"))
 
 
 def mapping_at(maps: Sequence[Mapping], address: int) -> Mapping | None:

@@ -6,6 +6,7 @@ which file each module is, even if that file was replaced or deleted on disk sin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Mapping as Table
@@ -14,7 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from hotupgrade.errors import NotNow, Reason
+import numpy as np
+import numpy.typing as npt
+
+from hotupgrade.errors import NotNow, Reason, Refused
+from hotupgrade.files import read_regular
 from hotupgrade.target.maps import Mapping, mapping_at
 from hotupgrade.target.process import Process
 
@@ -28,6 +33,27 @@ _R_GLOB_DAT, _R_JUMP_SLOT = 6, 7
 
 #: No process has more modules or dynamic entries than this; a longer list is a broken or hostile one.
 _MOST_MODULES, _MOST_ENTRIES = 4096, 1024
+#: Bytes of all tables of all modules together, and of one string: what is read stays bounded, whatever sizes are said.
+_MOST_BYTES, _MOST_STRING = 1 << 28, 4096
+
+
+class Allowance:
+    """How much may yet be read of the tables of one process's modules."""
+
+    def __init__(self, size: int = _MOST_BYTES) -> None:
+        self._left = size
+
+    def take(self, process: Process, size: int) -> None:
+        """Raises NotNow when it is used up."""
+        self._left -= size + 64  # each reading costs something
+        if self._left < 0:
+            raise damaged(process, f"says that the tables of its modules take more than {_MOST_BYTES >> 20} MiB")
+
+
+def damaged(process: Process, what: str) -> NotNow:
+    """The error for a process whose own list of modules cannot be right."""
+    text = f"process {process.pid} {what}; what its dynamic linker keeps is damaged, so it cannot be upgraded"
+    return NotNow(Reason("damaged-modules", str(process.pid), text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +79,7 @@ class Module:
     strings_at: int  # address of .dynstr
     link_map: int
     executable: bool
+    allowance: Allowance
 
     @property
     def low(self) -> int:
@@ -65,10 +92,14 @@ class Module:
     @cached_property
     def needed(self) -> tuple[str, ...]:
         """The SONAMEs of the libraries that this module asks for."""
+        found = []
         try:
-            return tuple(self.process.read_string(self.strings_at + at) for at in self.dynamic.get(_DT_NEEDED, ()))
+            for at in self.dynamic.get(_DT_NEEDED, ()):
+                found.append(self.process.read_string(self.strings_at + at, _MOST_STRING))
+                self.allowance.take(self.process, len(found[-1]))
         except ValueError:
             return ()
+        return tuple(found)
 
     @cached_property
     def build_id(self) -> str:
@@ -98,13 +129,8 @@ class Module:
         candidates = [self.process.mapped_file(m) for m in self.mappings if m.inode][:1]
         candidates.append(Path(f"/proc/{self.process.pid}/root{self.path}"))
         for candidate in candidates:
-            try:
-                with open(candidate, "rb") as file:
-                    status = os.fstat(file.fileno())
-                    if any(m.inode == status.st_ino for m in self.mappings):
-                        return file.read()
-            except OSError:
-                continue
+            with contextlib.suppress(OSError, Refused):
+                return read_regular(candidate, self._require_mapped)
         raise NotNow(
             Reason(
                 "no-old-build",
@@ -114,6 +140,14 @@ class Module:
                 "read deleted files through /proc",
             )
         )
+
+    def _require_mapped(self, status: os.stat_result) -> None:
+        """Raises OSError for a file that is not the one that is mapped.
+
+        Devices are not compared: several file systems show one here and another in the memory map.
+        """
+        if not any(m.inode == status.st_ino for m in self.mappings):
+            raise FileNotFoundError(self.path)
 
     @cached_property
     def _symbols(self) -> tuple[bytes, bytes, bytes]:
@@ -133,6 +167,7 @@ class Module:
     def _table(self, tag: int, size: int) -> bytes:
         if tag not in self.dynamic or not 0 < size < 1 << 28:
             return b""
+        self.allowance.take(self.process, size)
         try:
             return self.process.read(self._address(tag), size)
         except ValueError:
@@ -148,12 +183,16 @@ class Module:
         buckets, first, bloom, _ = struct.unpack("<IIII", self.process.read(at, 16))
         if buckets > 1 << 22 or bloom > 1 << 20:
             return 0
+        self.allowance.take(self.process, 4 * buckets)
         heads = struct.unpack(f"<{buckets}I", self.process.read(at + 16 + 8 * bloom, 4 * buckets))
         last = max(heads, default=0)
         if last < first:
-            return int(first)
+            return min(int(first), 1 << 22)
         chains = at + 16 + 8 * bloom + 4 * buckets
-        while last < 1 << 22 and not struct.unpack("<I", self.process.read(chains + 4 * (last - first), 4))[0] & 1:
+        while last < 1 << 22:
+            self.allowance.take(self.process, 4)
+            if struct.unpack("<I", self.process.read(chains + 4 * (last - first), 4))[0] & 1:
+                break
             last += 1
         return last + 1
 
@@ -180,7 +219,8 @@ class Module:
             for offset, info, _ in struct.iter_unpack("<QQq", raw[: len(raw) // 24 * 24]):
                 if info & 0xFFFFFFFF in (_R_GLOB_DAT, _R_JUMP_SLOT) and (info >> 32) * 24 + 24 <= len(symbols):
                     name = struct.unpack_from("<I", symbols, (info >> 32) * 24)[0]
-                    text = strings[name : strings.find(b"\0", name)].decode(errors="replace")
+                    text = _string(strings, name)
+                    self.allowance.take(self.process, len(text))
                     found.append((self.base + offset, text, info & 0xFFFFFFFF))
         return tuple(found)
 
@@ -205,23 +245,39 @@ class Module:
         for _ in range(_MOST_ENTRIES):
             _, _, index, _, _, auxiliary, following = struct.unpack("<HHHHIII", self.process.read(at, 20))
             name = struct.unpack("<I", self.process.read(at + auxiliary, 4))[0]
-            found[index] = strings[name : strings.find(b"\0", name)].decode(errors="replace")
+            found[index] = _string(strings, name)
             if not following:
                 break
             at += following
         return found
 
+    @cached_property
+    def _order(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.intp]]:
+        """Offsets of the symbols' names, ascending, and the numbers of the symbols."""
+        names = np.frombuffer(self._symbols[0], _NAME_OF_SYMBOL)["name"]
+        order = np.argsort(names, kind="stable")
+        return names[order], order
+
+    def _named(self, offsets: Sequence[int]) -> list[int]:
+        """Symbols whose names stand at these offsets, in the order of the table."""
+        names, order = self._order
+        low, high = np.searchsorted(names, offsets, side="left"), np.searchsorted(names, offsets, side="right")
+        found: list[int] = []
+        for first, last in zip(low.tolist(), high.tolist(), strict=True):
+            found.extend(order[first:last].tolist())
+        return sorted(found)
+
     def define(self, symbol: str, version: str) -> Definition | None:
         """This module's definition of a symbol, if it has one of that version (any, if it has no versions)."""
         symbols, strings, versions = self._symbols
         wanted = symbol.encode() + b"\0"
-        names = set(_all(strings, wanted))  # suffixes of longer names count: linkers share them
+        names = _all(strings, wanted)  # suffixes of longer names count: linkers share them
         if not names:
             return None
         best = None
-        for index in range(len(symbols) // 24):
-            name, info, _, section, value, _ = struct.unpack_from("<IBBHQQ", symbols, 24 * index)
-            if name not in names or section == 0 or info >> 4 == 0:
+        for index in self._named(names):
+            _, info, _, section, value, _ = struct.unpack_from("<IBBHQQ", symbols, 24 * index)
+            if section == 0 or info >> 4 == 0:
                 continue
             label = struct.unpack_from("<H", versions, 2 * index)[0] if versions else 1
             if version and self._versions and self._versions.get(label & 0x7FFF, "") not in ("", version):
@@ -231,6 +287,14 @@ class Module:
                 return found
             best = best or found
         return best if version else None
+
+
+_NAME_OF_SYMBOL = np.dtype({"names": ["name"], "formats": ["<u4"], "offsets": [0], "itemsize": 24})
+
+
+def _string(strings: bytes, at: int) -> str:
+    end = strings.find(b"\0", at, at + _MOST_STRING)
+    return strings[at:end].decode(errors="replace") if end >= 0 else ""
 
 
 def _all(text: bytes, wanted: bytes) -> list[int]:
@@ -314,18 +378,33 @@ def read_modules(process: Process) -> tuple[Module, ...]:
                 f"process {process.pid} has not finished loading its libraries; try again",
             )
         )
-    at = process.read_word(rendezvous + 8)
+    return listed(process, maps, process.read_word(rendezvous + 8))
+
+
+def listed(process: Process, maps: Sequence[Mapping], at: int) -> tuple[Module, ...]:
+    """The modules of the linker's list that begins at an address.
+
+    Raises:
+        NotNow: it is no such list.
+    """
     found: list[Module] = []
+    allowance = Allowance()
+    seen: set[int] = set()
     files: dict[tuple[int, str, str], list[Mapping]] = {}
     for mapping in maps:
         if mapping.inode:
             files.setdefault((mapping.inode, mapping.device, mapping.path), []).append(mapping)
-    while at and len(found) < _MOST_MODULES:
+    while at:
+        if at in seen or len(seen) == _MOST_MODULES:
+            raise damaged(process, "holds a list of modules that does not end")
+        seen.add(at)
         bias, name_at, dynamic_at, following = struct.unpack("<QQQQ", process.read(at, 32))
-        module = _module(process, maps, files, at, bias, name_at, dynamic_at, executable=not found)
+        module = _module(process, maps, files, at, bias, name_at, dynamic_at, allowance, executable=not found)
         if module is not None:
             found.append(module)
         at = following
+    if not found:
+        raise damaged(process, "holds an empty list of modules")
     return tuple(found)
 
 
@@ -337,12 +416,14 @@ def _module(
     bias: int,
     name_at: int,
     dynamic_at: int,
+    allowance: Allowance,
     *,
     executable: bool,
 ) -> Module | None:
     home = mapping_at(maps, dynamic_at)
     if home is None:
         return None
+    allowance.take(process, 4096)
     dynamic = _dynamic(process, dynamic_at, home.end - dynamic_at)
     if home.inode:
         same = files[home.inode, home.device, home.path]
@@ -375,6 +456,7 @@ def _module(
         strings_at,
         at,
         executable,
+        allowance,
     )
 
 
@@ -384,13 +466,16 @@ class Scope:
     def __init__(self, modules: Sequence[Module], module: Module) -> None:
         by_name = {m.name: m for m in reversed(modules)}
         started = _closure(modules[0], by_name)
-        last = max((modules.index(m) for m in started), default=0)
+        place = {module: index for index, module in enumerate(modules)}
+        last = max(place[m] for m in started)
+        among = set(started)
         # What stands in the list among the modules of the start but is needed by none of them was preloaded.
         wanted = {name for m in modules for name in m.needed}
         loaded = [m for m in modules if not m.path.startswith("[")]  # the kernel's own object is searched for by nobody
-        order = [m for m in loaded if m in started or (modules.index(m) < last and m.name not in wanted)]
+        order = [m for m in loaded if m in among or (place[m] < last and m.name not in wanted)]
         if module not in order:
-            order += [m for m in _closure(module, by_name) if m not in order]
+            known = set(order)
+            order += [m for m in _closure(module, by_name) if m not in known]
         self._order = order
         self._known: dict[tuple[str, str], Definition | None] = {}
 
@@ -404,11 +489,12 @@ class Scope:
 
 def _closure(root: Module, by_name: Table[str, Module]) -> list[Module]:
     """A module and what it needs, breadth first."""
-    order = [root]
+    order, seen = [root], {root}
     for module in order:
         for name in module.needed:
             other = by_name.get(name)
-            if other is not None and other not in order:
+            if other is not None and other not in seen:
+                seen.add(other)
                 order.append(other)
     return order
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hotupgrade.errors import NotNow, Reason
-from hotupgrade.target.maps import Mapping, read_maps
+from hotupgrade.target.maps import HIGHEST, Mapping, read_maps
 
 #: Names of the system calls that threads are commonly found asleep in (arch/x86/entry/syscalls/syscall_64.tbl).
 SYSTEM_CALLS = {
@@ -42,6 +42,17 @@ def denied(pid: int, what: str) -> NotNow:
             f"process {pid}: {what} is not permitted; run as root or as the user who may trace it",
         )
     )
+
+
+class NoMemoryThere(NotNow, ValueError):
+    """An address that the process does not have.
+
+    Where the address was read from the process itself, this says that what it holds there is damaged.
+    """
+
+    def __init__(self, pid: int, size: int, address: int, what: str) -> None:
+        text = f"process {pid}: {size} bytes at {address:#x} of its memory cannot be {what}; is it damaged, or ending?"
+        super().__init__(Reason("no-memory-there", str(pid), text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +119,8 @@ class Process:
         """The text of ``/proc/PID/NAME``."""
         try:
             descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
-            with open(descriptor, errors="surrogateescape") as file:
-                return file.read()
+            with open(descriptor, "rb") as file:
+                return file.read().decode(errors="surrogateescape")  # as it is: no newline but \n
         except (FileNotFoundError, ProcessLookupError):
             raise gone(self.pid) from None
         except PermissionError:
@@ -155,7 +166,7 @@ class Process:
 
     def status(self) -> dict[str, str]:
         """``/proc/PID/status`` by key."""
-        return dict(line.split(":\t", 1) for line in self.text("status").splitlines() if ":\t" in line)
+        return dict(line.split(":\t", 1) for line in self.text("status").split("\n") if ":\t" in line)
 
     def maps(self) -> tuple[Mapping, ...]:
         try:
@@ -173,14 +184,16 @@ class Process:
 
         Raises:
             NotNow: the process is gone.
-            ValueError: the range is not mapped.
+            NoMemoryThere: the range is not mapped.  (It is a ValueError too.)
         """
+        if not 0 <= address <= HIGHEST:
+            raise NoMemoryThere(self.pid, size, address, "read")
         chunks = []
         while size:
             try:
                 chunk = os.pread(self._memory, min(size, 1 << 24), address)
             except OSError as error:
-                raise ValueError(f"{size} bytes at {address:#x} of process {self.pid} cannot be read") from error
+                raise NoMemoryThere(self.pid, size, address, "read") from error
             if not chunk:
                 raise gone(self.pid)
             chunks.append(chunk)
@@ -216,14 +229,14 @@ class Process:
     def write(self, address: int, content: bytes) -> None:
         """Write to the process's memory.  Only ever used on memory that is ours: the agent's and what it mapped for
         us."""
+        if not 0 <= address <= HIGHEST:
+            raise NoMemoryThere(self.pid, len(content), address, "written")
         view = memoryview(content)
         while view:
             try:
                 count = os.pwrite(self._memory, view, address)
             except OSError as error:
-                raise ValueError(
-                    f"{len(view)} bytes at {address:#x} of process {self.pid} cannot be written"
-                ) from error
+                raise NoMemoryThere(self.pid, len(view), address, "written") from error
             if count == 0:
                 raise gone(self.pid)
             view = view[count:]

@@ -43,12 +43,12 @@ def read(folder: Path | None = None) -> list[dict[str, Any]]:
     """All entries, oldest first; a line that was cut short by a crash is left out."""
     path = (folder or state_folder()) / "journal.jsonl"
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     entries: list[dict[str, Any]] = []
     for line in lines:
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             entry = msgspec.json.decode(line)
             if isinstance(entry, dict):
                 entries.append(entry)

@@ -7,6 +7,7 @@ ledger in force always describes the code in force, whenever the tool was killed
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ VERSION = 1
 _HEADER = struct.Struct("<QQQ")
 _WORD = struct.Struct("<QQQ")
 _MOST_BYTES, _MOST_EXPANDED = 64 << 20, 256 << 20
+_MOST_RECORDS = 1 << 20
+_BUILD_ID = re.compile(r"(sha1-)?[0-9a-f]{2,128}")
+_HIGHEST = 1 << 47
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,8 +109,18 @@ def unpack_words(raw: bytes) -> list[tuple[int, int, int]]:
 
 def encode(ledger: Ledger) -> bytes:
     """The bytes that are stored in the target."""
-    body = zlib.compress(msgspec.msgpack.encode(ledger), 1)
-    return _HEADER.pack(MAGIC, len(body), zlib.crc32(body)) + body
+    return b"".join(sealed(msgspec.msgpack.encode(ledger)))
+
+
+def sealed(record: bytes) -> tuple[bytes, bytes]:
+    """Header and body of an encoded record."""
+    body = zlib.compress(record, 1)
+    return _HEADER.pack(MAGIC, len(body), zlib.crc32(body)), body
+
+
+def parts(raw: bytes) -> tuple[bytes, bytes]:
+    """Header and body of what :func:`encode` returned."""
+    return raw[: _HEADER.size], raw[_HEADER.size :]
 
 
 def decode(header: bytes, body: bytes) -> Ledger:
@@ -115,6 +129,8 @@ def decode(header: bytes, body: bytes) -> Ledger:
     Raises:
         ValueError: the bytes are no ledger of this version.
     """
+    if len(header) != _HEADER.size:
+        raise ValueError("no ledger")
     magic, size, checksum = _HEADER.unpack(header)
     if magic != MAGIC or size != len(body) or zlib.crc32(body) != checksum:
         raise ValueError("no ledger")
@@ -133,16 +149,39 @@ def decode(header: bytes, body: bytes) -> Ledger:
 
 
 def _check(ledger: Ledger) -> None:
+    if len(ledger.modules) > _MOST_RECORDS or len(ledger.generations) > _MOST_RECORDS:
+        raise ValueError("the ledger is too long")
     for module in ledger.modules:
-        if not module.images or not 0 <= module.current < len(module.images):
+        if not 0 < len(module.images) <= _MOST_RECORDS or not 0 <= module.current < len(module.images):
             raise ValueError("the ledger names an image that it does not hold")
+        for image in module.images:
+            _check_image(image)
+    last = 0
     for generation in ledger.generations:
         if len(generation.data) % _WORD.size or len(generation.code) % _WORD.size:
             raise ValueError("the ledger holds part of an edit")
+        if not last < generation.number < 1 << 63:
+            raise ValueError("the ledger counts wrongly")
+        last = generation.number
+        if not all(at % 8 == 0 and at < _HIGHEST for at, _, _ in unpack_words(generation.data + generation.code)):
+            raise ValueError("the ledger holds an edit of what is no memory")
+        if not all(0 <= low <= high <= _HIGHEST for low, high, _ in generation.forbidden):
+            raise ValueError("the ledger forbids what is no memory")
         for item in generation.modules:
             record = next((m for m in ledger.modules if m.name == item.name), None)
             if record is None or not (0 <= item.previous < len(record.images) and 0 <= item.image < len(record.images)):
                 raise ValueError("the ledger names an image that it does not hold")
+
+
+def _check_image(image: ImageRecord) -> None:
+    if not _BUILD_ID.fullmatch(image.build_id):
+        raise ValueError("the ledger names a build by something that is no build-id")  # files are named by it
+    places = (image.base, image.start, image.size, image.pages, *image.exports.values())
+    rows = (*(image.placed or ()), *image.owned, *image.tls_offsets)
+    if not all(0 <= place <= _HIGHEST for place in places) or not all(0 <= row < 1 << 31 for row in rows):
+        raise ValueError("the ledger places an image where no memory is")
+    if not all(-(1 << 47) < offset < 1 << 47 for offset in image.tls_offsets.values()):
+        raise ValueError("the ledger places thread-locals where no memory is")
 
 
 def read_ledger(agent: Agent | None) -> Ledger:

@@ -37,7 +37,8 @@ class Candidate:
     @property
     def nothing_to_do(self) -> bool:
         """The build is in force already."""
-        return self.images[self.current].build.build_id == self.new.build_id
+        running = self.images[self.current].build
+        return running.build_id == self.new.build_id and running.contents == self.new.contents
 
     @property
     def comparison(self) -> Comparison:

@@ -9,6 +9,7 @@ from pathlib import Path
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, load_build
 from hotupgrade.errors import NotNow, Reason, Refused
+from hotupgrade.files import read_regular
 from hotupgrade.target.modules import Module
 from hotupgrade.upgrade.journal import state_folder
 
@@ -20,19 +21,7 @@ def open_new(path: Path, cache: Cache) -> Build:
         Refused: the file cannot be read, is no build that can be used, or others may write it or put another in its
         place.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise Refused(
-            Reason("unreadable", str(path), f"{path} cannot be read: {os.strerror(error.errno or 0)}")
-        ) from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise Refused(Reason("not-a-file", str(path), f"{path} is no regular file; name a shared library"))
-    with open(descriptor, "rb") as file:
-        _require_trusted(path, status)
-        return load_build(file.read(), str(path), cache)
+    return load_build(read_regular(path, lambda status: _require_trusted(path, status)), str(path), cache)
 
 
 def _require_trusted(path: Path, status: os.stat_result) -> None:
@@ -70,8 +59,8 @@ def open_earlier(build_id: str, path: str, cache: Cache) -> Build:
     """
     for candidate in (store_path(build_id), Path(path)):
         try:
-            build = load_build(candidate.read_bytes(), path, cache)
-        except (OSError, Refused):
+            build = load_build(read_regular(candidate), path, cache)
+        except Refused:
             continue
         if build.build_id == build_id:
             return build

@@ -41,12 +41,12 @@ def image(build_id: str) -> ImageRecord:
 
 def ledger() -> Ledger:
     return Ledger(
-        modules=[ModuleRecord(name="libx.so", base=4096, images=[image("a"), image("b")], current=1)],
+        modules=[ModuleRecord(name="libx.so", base=4096, images=[image("aa"), image("bb")], current=1)],
         generations=[
             Generation(
                 number=1,
                 time="now",
-                modules=[GenerationModule(name="libx.so", build_id="b", path="/x", previous=0, image=1)],
+                modules=[GenerationModule(name="libx.so", build_id="bb", path="/x", previous=0, image=1)],
                 data=b"",
                 code=pack_words([(8, 1, 2)]),
                 forbidden=[(1, 2, "f")],
