@@ -117,6 +117,7 @@ def test_twenty_switches_to_and_fro_restore_every_byte(build: Builder, start: St
 def test_what_did_not_come_about_changed_nothing(build: Builder, start: Start, hu: HotUpgrade) -> None:
     """Refused, and given up because a thread stands in the way."""
     program = start(build.host(build.library("afterwards", 1), build.library("resized", 1)))
+    program.ask("backtrace")  # the C library loads its unwinder
     before = snapshot(program)
     assert hu.upgrade(program.pid, build.library("resized", 2)).code == REFUSED
     assert_equal(snapshot(program), before)

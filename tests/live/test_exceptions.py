@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from live.conftest import Start
-from live.harness import PLAIN, Builder, HotUpgrade, Options, Program
+from live.harness import PLAIN, REFUSED, Builder, HotUpgrade, Options, Program, until
 
 
 def check(program: Program, version: int, destroyed: int) -> int:
@@ -58,3 +58,51 @@ def test_the_program_sees_its_own_frames(build: Builder, start: Start, hu: HotUp
     assert program.call("depth", 5) == before + 1
     hu.rolled_back(program)
     assert program.call("depth", 5) == before
+
+
+def test_the_unwinder_may_come_late(build: Builder, start: Start, hu: HotUpgrade) -> None:
+    """The C library loads its unwinder when it is needed first; ``backtrace()`` works all the same."""
+    library = build.library("afterwards", 1)
+    program = start(build.host(library))
+    assert not any("libgcc_s" in line for line in program.maps())
+    hu.upgraded(program, build.library("afterwards", 2))
+    assert program.call("outer", 0) == 222
+
+    def place(index: int) -> str:
+        address = program.call("frame_address", index)
+        spans = ((line, *(int(part, 16) for part in line.split()[0].split("-"))) for line in program.maps())
+        return next(line for line, low, high in spans if low <= address < high)
+
+    frames = program.call("count_frames")
+    assert frames > 5
+    old, new = str(library), "/memfd:hotupgrade:libafterwards.so.1"
+    for index, wanted in enumerate((new, new, old, new, str(program.path))):  # work, inner, middle, outer, the caller
+        assert wanted in place(index), (index, place(index))
+    hu.rolled_back(program)
+    assert program.call("outer", 0) == 111
+    assert program.call("count_frames") == frames
+
+
+@pytest.mark.parametrize("flags", [(), ("-fexceptions",)], ids=["plain", "cleanup-by-unwinding"])
+def test_a_thread_ends_in_new_code(build: Builder, start: Start, hu: HotUpgrade, flags: tuple[str, ...]) -> None:
+    """``pthread_exit`` unwinds through new and old frames."""
+    program = start(build.host(build.library("afterwards", 1, Options(flags=flags))))
+    for version, ended in ((2, 2), (3, 5)):
+        hu.upgraded(program, build.library("afterwards", version, Options(flags=flags)))
+        program.ask("thread", "outer", -3)
+        until(lambda: len(program.threads()) == 1)
+        assert program.call("count_ended") == ended
+    assert program.quit() == ""
+
+
+def test_an_unwinder_of_its_own_is_refused(build: Builder, start: Start, hu: HotUpgrade) -> None:
+    """It cannot be told of new code: an exception would end the process."""
+    private = Options(flags=("-static-libgcc", "-static-libstdc++"))
+    throws = build.library("throws", 1, private)
+    program = start(build.host(throws))
+    before = program.fingerprint("libthrows")
+    answer = hu.upgrade(program.pid, build.library("throws", 2, private))
+    assert (answer.code, answer.codes()) == (REFUSED, {"own-unwinder"}), str(answer)
+    assert "libthrows.so.1" in answer.about()
+    assert program.fingerprint("libthrows") == before
+    assert program.call("catch_inside", 3) == 1031

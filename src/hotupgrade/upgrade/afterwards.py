@@ -1,8 +1,8 @@
-"""After the commit: debuggers learn of the new code.  A failure here is a note, never a failed upgrade."""
+"""After the commit: the unwinder and debuggers learn of the new code.  A failure is a note, never a failed upgrade."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from hotupgrade.errors import HotUpgradeError, Reason
 from hotupgrade.target.agent import Agent
@@ -11,20 +11,28 @@ from hotupgrade.upgrade import source
 from hotupgrade.upgrade.ledger import Ledger
 from hotupgrade.upgrade.prepare import Planned
 from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.unwinding import complete
 
 
-def afterwards(agent: Agent, session: Session, ledger: Ledger, planned: Iterable[Planned]) -> list[Reason]:
-    """Tell debuggers of every image of the modules that were upgraded.
+def afterwards(agent: Agent, session: Session, ledger: Ledger, planned: Sequence[Planned]) -> list[Reason]:
+    """Complete what the unwinder knows, and tell debuggers of every image of the modules that were upgraded.
 
     Returns:
         Notes for the operator: what could not be done, and what to do instead.
     """
+    steps: tuple[Callable[[], Reason | None], ...] = (
+        lambda: complete(agent, session, ledger),
+        lambda: tell(agent, session.modules, [image for item in planned for image in _images(ledger, item)]),
+    )
+    return [note for step in steps if (note := _tried(step)) is not None]
+
+
+def _tried(step: Callable[[], Reason | None]) -> Reason | None:
     try:
-        images = [image for item in planned for image in _images(ledger, item)]
-        untold = tell(agent, session.modules, images)
+        return step()
     except (HotUpgradeError, OSError, ValueError) as error:
-        untold = Reason("debugger-untold", "gdb", f"debuggers could not be told of the new code: {error}")
-    return [untold] if untold else []
+        text = f"the upgrade is done, but debuggers or the unwinder could not be told of the new code: {error}"
+        return Reason("untold", "", text)
 
 
 def _images(ledger: Ledger, item: Planned) -> Iterable[Told]:

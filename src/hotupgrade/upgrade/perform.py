@@ -37,10 +37,11 @@ from hotupgrade.upgrade.ledger import (
     pack_words,
 )
 from hotupgrade.upgrade.prepare import Candidate, Planned, examine, find_room
-from hotupgrade.upgrade.recover import recover, unwinder
+from hotupgrade.upgrade.recover import recover
 from hotupgrade.upgrade.rollback import undo_last
 from hotupgrade.upgrade.scene import LiveScene
 from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.unwinding import unwinder
 from hotupgrade.upgrade.words import to_words
 
 
@@ -393,6 +394,7 @@ def _image_record(candidate: Candidate, item: Planned, index: int, pages: int = 
         base=image.base,
         start=item.plan.image.base if index and item.plan.image else 0,
         size=item.plan.image.size if index and item.plan.image else 0,
+        eh_frame=(item.plan.image.eh_frame or 0) if index and item.plan.image else 0,
         placed=None if image.placed is None else sorted(image.placed),
         owned=sorted(image.owned),
         tls_offsets=dict(image.tls_offsets),

@@ -16,6 +16,7 @@ from hotupgrade.plan.verdict import verdict
 from hotupgrade.target.images import ANNEX
 from hotupgrade.target.maps import PAGE, free_base
 from hotupgrade.target.modules import Module
+from hotupgrade.upgrade import unwinding
 from hotupgrade.upgrade.ledger import ModuleRecord
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.source import open_earlier, open_loaded, open_new
@@ -119,6 +120,7 @@ def examine(
         candidate = Candidate(module, build, str(path), images, current, comparisons)
         if not candidate.nothing_to_do:
             candidate.refusals, candidate.notes = verdict(images, current, build, comparisons, options)
+            candidate.refusals += unwinding.refusals(module.name, [images[0].build, build], session.modules)
         candidates.append(candidate)
     return candidates
 

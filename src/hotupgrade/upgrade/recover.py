@@ -11,6 +11,7 @@ from hotupgrade.target.maps import Mapping
 from hotupgrade.target.modules import Module
 from hotupgrade.target.scratch import leftovers
 from hotupgrade.upgrade.ledger import Ledger
+from hotupgrade.upgrade.unwinding import unwinder
 
 LEDGER_NAME = f"{NAME}-ledger"
 _BATCH = 12
@@ -63,13 +64,3 @@ def _images(agent: Agent, ledger: Ledger, modules: tuple[Module, ...]) -> list[O
             operations.append(call(release, frames))
         operations.append(system_call(SYS_MUNMAP, start, end - start, fatal=False))
     return operations
-
-
-def unwinder(modules: tuple[Module, ...]) -> tuple[int, int]:
-    """libgcc's (__register_frame_info, __deregister_frame_info) in the process; zeros if it has no unwinder loaded."""
-    library = next((m for m in modules if m.name.startswith("libgcc_s.so")), None)
-    if library is None:
-        return 0, 0
-    register = library.define("__register_frame_info", "")
-    release = library.define("__deregister_frame_info", "")
-    return (register.address, release.address) if register and release else (0, 0)

@@ -6,6 +6,7 @@
 
 #include <dlfcn.h>
 #include <execinfo.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,7 +19,7 @@
 enum { MOST_FRAMES = 32 };
 
 long limit = 10 * VERSION;
-static long turns, releases;
+static long turns, releases, ended;
 static long frames;
 static void *addresses[MOST_FRAMES];
 
@@ -29,7 +30,12 @@ static long now_ms(void)
     return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* x > 0: work for x milliseconds; 0: look at the stack; -1: wait for release(); -2: end with a core */
+static void note_end(void *unused UNUSED)
+{
+    ended += VERSION;
+}
+
+/* x > 0: work for x milliseconds; 0: look at the stack; -1: wait for release(); -2: end with a core; -3: end the thread */
 static NOINLINE long WORK(long x)
 {
     long end = now_ms() + x;
@@ -41,6 +47,10 @@ static NOINLINE long WORK(long x)
         }
     } else if (x == -2) {
         abort();
+    } else if (x == -3) {
+        pthread_cleanup_push(note_end, NULL);
+        pthread_exit(NULL);
+        pthread_cleanup_pop(0);
     }
     while (now_ms() < end) {
         for (volatile int i = 0; i < 100000; i++) {
@@ -84,6 +94,11 @@ EXPORT long count_frames(long unused UNUSED)
 EXPORT long frame_address(long index)
 {
     return (long)addresses[index];
+}
+
+EXPORT long count_ended(long unused UNUSED)
+{
+    return ended;
 }
 
 EXPORT long open_namespace(long unused UNUSED)
