@@ -238,3 +238,21 @@ def test_no_json_document_without_being_asked(build: Builder, program: Program, 
     answer = hu("upgrade", program.pid, build.library("statics", 2))
     assert answer.code in (USAGE, REFUSED)
     assert not answer.out.lstrip().startswith("{")
+
+
+def test_a_stranger_cannot_keep_an_upgrade_out(build: Builder, start: Start, hu: HotUpgrade) -> None:
+    """Who may not trace the process can lock what every user can open, but not what the upgrade locks."""
+    program = start(build.host(build.library("basic", 1)))
+    script = f"""
+import fcntl, os, sys
+os.setuid({NOBODY})
+fcntl.flock(os.open("/proc/{program.pid}", os.O_RDONLY), fcntl.LOCK_EX)
+try:
+    os.open("/proc/{program.pid}/mem", os.O_RDONLY)
+except OSError:
+    print("ready", flush=True)
+sys.stdin.read()
+"""
+    with running(sys.executable, "-c", script):
+        hu.upgraded(program, build.library("basic", 2))
+    assert program.call("version") == 2

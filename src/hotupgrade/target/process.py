@@ -136,14 +136,14 @@ class Process:
     def lock(self) -> None:
         """Be the only hotupgrade that works on this process, until the handle is closed.
 
-        The lock is on the process's own ``/proc`` directory: it needs no file, is the same from every mount
-        namespace, and ends with the process or with us.
+        The lock is on the process's ``/proc/PID/mem``: it needs no file, is the same from every mount namespace, ends
+        with the process or with us, and only who may trace the process can take it.
 
         Raises:
             NotNow: another one is at work.
         """
         try:
-            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise NotNow(
                 Reason(

@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from hotupgrade.upgrade.trust import own_folder
+
 FORMAT_VERSION = 1
 
 
@@ -26,8 +28,7 @@ def state_folder() -> Path:
 
 def append(entry: dict[str, Any], folder: Path | None = None) -> None:
     """Add one entry; written by a single append, under a lock, and synced."""
-    folder = folder or state_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = own_folder(folder or state_folder())
     descriptor = os.open(
         folder / "journal.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
     )

@@ -41,6 +41,7 @@ from hotupgrade.upgrade.recover import recover
 from hotupgrade.upgrade.rollback import undo_last
 from hotupgrade.upgrade.scene import LiveScene
 from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.trust import own_folder
 from hotupgrade.upgrade.unwinding import unwinder
 from hotupgrade.upgrade.words import to_words
 
@@ -118,6 +119,7 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
             work.plan_all()
             document["outcome"] = "dry-run"
             return document | work.described()
+        own_folder(journal.state_folder())  # before anything is changed: afterwards it would be too late to fail
         agent = session.require_agent(settings.timeout)
         recover(agent, session.ledger, session.modules)
         work.agent = agent

@@ -17,6 +17,7 @@ from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.ledger import Generation, Ledger, read_ledger, unpack_words
 from hotupgrade.upgrade.recover import recover
 from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.trust import own_folder
 from hotupgrade.upgrade.words import reverse
 
 
@@ -37,6 +38,7 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
                     f"process {pid} runs what it started with; there is nothing to roll back",
                 )
             )
+        own_folder(journal.state_folder())
         recover(session.agent, session.ledger, session.modules)
         generation = session.ledger.generations[-1]
         if generation.one_way:

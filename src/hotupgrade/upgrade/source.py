@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
+import re
+from functools import partial
 from pathlib import Path
 
 from hotupgrade.binary.build import Build
@@ -12,6 +13,9 @@ from hotupgrade.errors import NotNow, Reason, Refused
 from hotupgrade.files import read_regular
 from hotupgrade.target.modules import Module
 from hotupgrade.upgrade.journal import state_folder
+from hotupgrade.upgrade.trust import own_folder, require_trusted
+
+_BUILD_ID = re.compile(r"(sha1-)?[0-9a-f]{1,128}")
 
 
 def open_new(path: Path, cache: Cache) -> Build:
@@ -21,29 +25,7 @@ def open_new(path: Path, cache: Cache) -> Build:
         Refused: the file cannot be read, is no build that can be used, or others may write it or put another in its
         place.
     """
-    return load_build(read_regular(path, lambda status: _require_trusted(path, status)), str(path), cache)
-
-
-def _require_trusted(path: Path, status: os.stat_result) -> None:
-    """Refuse a file that another user may change or exchange.  A sticky folder (/tmp) lets only owners do so."""
-    _require_owned(path, status)
-    folder = Path(os.path.realpath(path)).parent
-    for place in (folder, *folder.parents):
-        about = place.stat()
-        if not about.st_mode & stat.S_ISVTX:
-            _require_owned(place, about)
-
-
-def _require_owned(path: Path, status: os.stat_result) -> None:
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Refused(
-            Reason(
-                "writable-by-others",
-                str(path),
-                f"{path} may be written by other users than its owner; code from there is not let into a process "
-                f"(chmod go-w, chown)",
-            )
-        )
+    return load_build(read_regular(path, partial(require_trusted, path)), str(path), cache)
 
 
 def open_loaded(module: Module, cache: Cache) -> Build:
@@ -57,9 +39,10 @@ def open_earlier(build_id: str, path: str, cache: Cache) -> Build:
     Raises:
         NotNow: its file is gone, and so is our copy of it.
     """
+    # What the ledger says comes from another process: its paths are looked at, not believed.
     for candidate in (store_path(build_id), Path(path)):
         try:
-            build = load_build(read_regular(candidate), path, cache)
+            build = load_build(read_regular(candidate, partial(require_trusted, candidate)), path, cache)
         except Refused:
             continue
         if build.build_id == build_id:
@@ -76,6 +59,13 @@ def open_earlier(build_id: str, path: str, cache: Cache) -> Build:
 
 
 def store_path(build_id: str) -> Path:
+    """Where our copy of a build lies.
+
+    Raises:
+        ValueError: this is no build-id.
+    """
+    if not _BUILD_ID.fullmatch(build_id):
+        raise ValueError(f"{build_id!r} is no build-id")
     return state_folder() / "builds" / build_id
 
 
@@ -84,7 +74,7 @@ def keep(build: Build) -> None:
     target = store_path(build.build_id)
     if target.exists():
         return
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own_folder(target.parent)
     part = target.with_suffix(f".{os.getpid()}")
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "wb") as file:
         file.write(build.data)
