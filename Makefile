@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
-C_FILES = $(wildcard src/agent/*.[ch])
+C_FILES = $(wildcard src/agent/*.[ch] src/hotupgrade/include/*.h)
 PY_FILES = src tests scripts/fetch-debian-patches hatch_build.py $(wildcard benchmarks)
 
 .PHONY: help setup ovs demo test test-unit lint bench clean distclean

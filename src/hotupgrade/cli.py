@@ -223,5 +223,11 @@ def history(as_json: bool) -> None:
     _run("history", as_json, work)
 
 
+@main.command()
+def include() -> None:
+    """Print the folder of hotupgrade.h, for -I: what a build needs that migrates its own state."""
+    click.echo(Path(__file__).parent / "include")
+
+
 if __name__ == "__main__":
     main()
