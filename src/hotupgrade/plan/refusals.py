@@ -35,6 +35,7 @@ def refusals(case: Case) -> list[Reason]:
         _rehomed,
         _thread_locals,
         _short_functions,
+        _coroutines,
         _boundaries,
         _outside,
         _labels_in_variables,
@@ -99,6 +100,22 @@ def _short_functions(case: Case) -> Iterator[Reason]:
             " room for the jump to the new one"
         )
         yield Reason("short-function", name, text)
+
+
+def _coroutines(case: Case) -> Iterator[Reason]:
+    """C++20 coroutines: their frames are on the heap, in a layout that the compiler made for the old body.
+
+    gcc 12 calls the pieces ``NAME.actor`` and ``NAME.destroy``, clang 15 ``NAME.resume``, ``.destroy``, ``.cleanup``.
+    """
+    old = case.running.old
+    for row in np.flatnonzero(case.running.old_replaced).tolist():
+        name = old.entities.names[row]
+        if name.endswith((".actor", ".resume")):
+            text = (
+                f"{name} is the body of a coroutine and changed; coroutines that are suspended keep frames of the old"
+                " body, which nothing can find"
+            )
+            yield Reason("coroutine-changed", name, text)
 
 
 def _new_ifuncs(case: Case) -> Iterator[Reason]:
