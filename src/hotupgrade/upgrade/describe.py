@@ -62,6 +62,7 @@ def planned(item: Planned, memory: int) -> Document:
         "reused": plan.image is None,
         "memory_bytes": memory,
         "constructors": [call.name for call in plan.constructors],
+        "hooks": [call.name for call in (*plan.hooks.before, *plan.hooks.sync, *plan.hooks.after)],
     }
     return document
 
