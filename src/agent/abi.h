@@ -95,6 +95,7 @@ struct hu_mailbox {
     uint64_t ledger;                /* address of the record in force; switched by an edit of the plan itself */
     uint64_t inside;                /* threads that may be using the tables of a stop */
     uint64_t leader_in, leader_out; /* time stamps of the leader's visit */
+    uint64_t owner;                 /* which process this is: in a child that was forked, it names the parent */
     uint64_t cpus[HU_CPU_WORDS];    /* where the leader is to run meanwhile: off the busy threads' cores; 0: anywhere */
 };
 

@@ -56,6 +56,17 @@ struct remote_call {
     uint64_t number, args[6], result;
 };
 
+struct job {
+    pid_t pid;
+    struct visit *visits;
+    uint64_t count, entry, code;
+    int memory; /* /proc/PID/mem */
+    int64_t timeout_us;
+    struct remote_call *calls;
+    uint64_t call_count, syscall_at, sigreturn_at;
+    char name[32]; /* unless empty: the first argument of the first call points at it */
+};
+
 static int64_t now_us(void)
 {
     struct timespec t;
@@ -78,10 +89,15 @@ EXPORT uint64_t hu_xsave_size(void)
     return b;
 }
 
-static int write_target(pid_t tid, uint64_t address, const void *bytes, size_t size)
+/* Through a descriptor, which stays with the program that it was opened for: a write by thread id could reach the
+ * program that the process has become meanwhile. */
+static int write_target(int memory, uint64_t address, const void *bytes, size_t size)
 {
-    struct iovec from = {(void *)bytes, size}, to = {(void *)address, size};
-    return process_vm_writev(tid, &from, 1, &to, 1, 0) == (ssize_t)size ? 0 : -1;
+    ssize_t done = pwrite(memory, bytes, size, (off_t)address);
+    if (done == 0) {
+        errno = ESRCH; /* that program is gone */
+    }
+    return done == (ssize_t)size ? 0 : -1;
 }
 
 /* Make the registers of a thread that was stopped within a system call describe the call's beginning, as the kernel
@@ -147,17 +163,13 @@ static int is_there(pid_t tid, uint64_t address, uint64_t code, uint64_t mask)
 }
 
 /* The thread is in ptrace-stop: send it through the agent, and let go of it. */
-static void redirect(struct visit *visit, uint64_t entry, uint64_t code)
+static void redirect(struct visit *visit, const struct job *job)
 {
     pid_t tid = (pid_t)visit->tid;
     struct user_regs_struct before, regs;
     uint64_t mask, all = ~0ull;
     if (ptrace(PTRACE_GETREGS, tid, 0, &before) || ptrace(PTRACE_GETSIGMASK, tid, 8, &mask)) {
         fail(visit);
-        return;
-    }
-    if (!is_there(tid, entry, code, ~0ull)) {
-        visit->status = VISIT_GONE;
         return;
     }
     regs = before;
@@ -173,12 +185,19 @@ static void redirect(struct visit *visit, uint64_t entry, uint64_t code)
     visit->pc = regs.rip;
     uint64_t at = regs.rsp - RED_ZONE - sizeof frame;
     regs.rsp = at;
-    regs.rip = entry;
+    regs.rip = job->entry;
     regs.orig_rax = (uint64_t)-1; /* the kernel must not restart anything on its own now */
+    if (write_target(job->memory, at, &frame, sizeof frame)) {
+        fail(visit);
+        return;
+    }
+    if (!is_there(tid, job->entry, job->code, ~0ull)) {
+        visit->status = VISIT_GONE;
+        return;
+    }
     /* From SETREGS on the thread is on its way; the agent itself blocks signals and puts the mask of the frame back, so
      * blocking them already here may be lost with the tool, but never stays. */
-    if (write_target(tid, at, &frame, sizeof frame) || ptrace(PTRACE_SETREGS, tid, 0, &regs) ||
-        ptrace(PTRACE_SETSIGMASK, tid, 8, &all)) {
+    if (ptrace(PTRACE_SETREGS, tid, 0, &regs) || ptrace(PTRACE_SETSIGMASK, tid, 8, &all)) {
         fail(visit);
         return;
     }
@@ -219,16 +238,6 @@ static void pause_us(long us)
     struct timespec t = {0, us * 1000};
     nanosleep(&t, NULL);
 }
-
-struct job {
-    pid_t pid;
-    struct visit *visits;
-    uint64_t count, entry, code;
-    int64_t timeout_us;
-    struct remote_call *calls;
-    uint64_t call_count, syscall_at, sigreturn_at;
-    char name[32]; /* unless empty: the first argument of the first call points at it */
-};
 
 static void seize(struct visit *visit)
 {
@@ -302,7 +311,7 @@ static int redirect_all(void *argument)
                 continue;
             }
             if (arrived(visit)) {
-                redirect(visit, job->entry, job->code);
+                redirect(visit, job);
                 ptrace(PTRACE_DETACH, (pid_t)visit->tid, 0, 0);
                 progress++;
             }
@@ -367,9 +376,10 @@ static int step_to_syscall_stop(pid_t tid, int64_t limit)
 /* The thread is in ptrace-stop: let it make our system calls.  Its stack holds, for the case that the tool is killed on
  * the way, a signal frame: "syscall; ret" then leads into libc's own rt_sigreturn, and that back to what it was doing.
  */
-static void make_calls(struct job *job, int64_t limit)
+static void make_calls(struct job *job)
 {
     struct visit *visit = job->visits;
+    int64_t limit = now_us() + LATE_US; /* it only has to get a processor; half of the calls made would be worse */
     pid_t tid = (pid_t)visit->tid;
     struct user_regs_struct before, regs, undo;
     struct user_fpregs_struct fp;
@@ -418,7 +428,7 @@ static void make_calls(struct job *job, int64_t limit)
     frame->sigmask = mask;
     memcpy(rescue.name, job->name, sizeof rescue.name);
     memset((char *)&fp + 464, 0, 48); /* no XSAVE magic: a plain FXSAVE image */
-    if (write_target(tid, fp_at, &fp, sizeof fp) || write_target(tid, at, &rescue, sizeof rescue)) {
+    if (write_target(job->memory, fp_at, &fp, sizeof fp) || write_target(job->memory, at, &rescue, sizeof rescue)) {
         fail(visit);
         return;
     }
@@ -450,7 +460,8 @@ static void make_calls(struct job *job, int64_t limit)
         }
     }
     undo.orig_rax = (uint64_t)-1;
-    if (ptrace(PTRACE_SETREGS, tid, 0, &undo) || ptrace(PTRACE_SETSIGMASK, tid, 8, &mask)) {
+    /* The mask first: without the registers, the rescue frame still leads back. */
+    if (ptrace(PTRACE_SETSIGMASK, tid, 8, &mask) || ptrace(PTRACE_SETREGS, tid, 0, &undo)) {
         fail(visit);
         return;
     }
@@ -466,7 +477,7 @@ static int call_in(void *argument)
     seize(visit);
     while (visit->status == VISIT_PENDING) {
         if (arrived(visit)) {
-            make_calls(job, limit);
+            make_calls(job);
             ptrace(PTRACE_DETACH, (pid_t)visit->tid, 0, 0);
         } else if (visit->status == VISIT_PENDING && now_us() > limit) {
             wait_for_the_late(job);
@@ -502,21 +513,24 @@ static int in_helper(int (*work)(void *), struct job *job)
     return -error;
 }
 
-/* Send threads of a process to the agent's entry, whose first eight bytes are "code".  Returns 0, or a negative errno
- * if nothing was tried. */
-EXPORT int hu_redirect(struct visit *visits, uint64_t count, uint64_t entry, uint64_t code, int64_t timeout_us)
+/* Send threads of a process to the agent's entry, whose first eight bytes are "code"; "memory" is /proc/PID/mem, open
+ * for writing.  Returns 0, or a negative errno. */
+EXPORT int hu_redirect(struct visit *visits, uint64_t count, int memory, uint64_t entry, uint64_t code,
+                       int64_t timeout_us)
 {
-    struct job job = {.visits = visits, .count = count, .entry = entry, .code = code, .timeout_us = timeout_us};
+    struct job job = {
+        .visits = visits, .count = count, .memory = memory, .entry = entry, .code = code, .timeout_us = timeout_us};
     return in_helper(redirect_all, &job);
 }
 
 /* Let one thread make system calls; used once a process, to map the agent.  A name that is not empty is written to the
  * thread's stack, and the first argument of the first call points at it. */
-EXPORT int hu_call(struct visit *visit, struct remote_call *calls, uint64_t count, uint64_t syscall_at,
+EXPORT int hu_call(struct visit *visit, struct remote_call *calls, uint64_t count, int memory, uint64_t syscall_at,
                    uint64_t sigreturn_at, const char *name, int64_t timeout_us)
 {
     struct job job = {.visits = visit,
                       .count = 1,
+                      .memory = memory,
                       .timeout_us = timeout_us,
                       .calls = calls,
                       .call_count = count,

@@ -115,7 +115,7 @@ class Mailbox(ctypes.Structure):
         *_words("reason", "reason_tid", "reason_address"),
         ("stamps", _U64 * len(Stamp)),
         *_words("ops", "op_count", "serial", "taken", "done", "xsave_size", "ledger"),
-        *_words("inside", "leader_in", "leader_out"),
+        *_words("inside", "leader_in", "leader_out", "owner"),
         ("cpus", _U64 * CPU_WORDS),
     ]
 

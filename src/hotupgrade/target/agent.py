@@ -105,6 +105,14 @@ class Agent:
                 )
             )
 
+    def adopt(self) -> None:
+        """Forget what was under way when this process was forked off another: none of those threads is here.
+
+        To be called under the process's lock, before the agent is given work.
+        """
+        if self.get("owner") != self.process.identity:
+            self.set(state=abi.State.IDLE, inside=0, owner=self.process.identity)
+
     @property
     def entry(self) -> int:
         return int(self.base + self.header.enter)
@@ -232,7 +240,7 @@ class Agent:
             for thread in leaders(self.process.threads(), self.process.pid, only_main):
                 visits = (abi.Visit * 1)()
                 visits[0].tid, visits[0].lead = thread.tid, serial
-                native.redirect(visits, self.entry, VISIT_TIMEOUT_US)
+                native.redirect(visits, self.process.memory, self.entry, VISIT_TIMEOUT_US)
                 if visits[0].status == abi.VisitStatus.DONE:
                     self.wait(serial, max(limit - time.monotonic(), 0.5))
                     return self.results(len(operations))
@@ -337,7 +345,7 @@ def _remote(
     while time.monotonic() < limit:
         for thread in leaders(process.threads(), process.pid):
             visit = abi.Visit(tid=thread.tid)
-            results = native.remote_calls(visit, calls, *gadgets, name, VISIT_TIMEOUT_US)
+            results = native.remote_calls(visit, calls, process.memory, *gadgets, name, VISIT_TIMEOUT_US)
             if visit.status == abi.VisitStatus.DONE:
                 for (number, *_), result in zip(calls, results, strict=True):
                     if -4096 < result < 0:

@@ -33,6 +33,7 @@ def _tracer() -> ctypes.CDLL:
     library.hu_redirect.argtypes = [
         ctypes.c_void_p,
         ctypes.c_uint64,
+        ctypes.c_int,
         ctypes.c_uint64,
         ctypes.c_uint64,
         ctypes.c_int64,
@@ -41,6 +42,7 @@ def _tracer() -> ctypes.CDLL:
         ctypes.c_void_p,
         ctypes.c_void_p,
         ctypes.c_uint64,
+        ctypes.c_int,
         ctypes.c_uint64,
         ctypes.c_uint64,
         ctypes.c_char_p,
@@ -69,18 +71,31 @@ def agent_blob() -> tuple[abi.Header, bytes]:
     return header, blob
 
 
-def redirect(visits: ctypes.Array[abi.Visit], entry: int, timeout_us: int) -> None:
-    """Send threads to the agent's entry; the outcome of each is in its ``status``.  Blocks at most ``timeout_us``."""
+def redirect(visits: ctypes.Array[abi.Visit], memory: int, entry: int, timeout_us: int) -> None:
+    """Send threads to the agent's entry; the outcome of each is in its ``status``.
+
+    ``memory``: a descriptor of the process's memory.  Blocks at most ``timeout_us``, and for threads that are late in
+    coming three seconds more.
+
+    Raises:
+        NotNow: the helper that does it could not be started, or was killed.
+    """
     if visits:
         header, blob = agent_blob()
         code = int.from_bytes(blob[header.enter : header.enter + 8], "little")
-        error = _tracer().hu_redirect(ctypes.byref(visits), len(visits), entry, code, timeout_us)
+        error = _tracer().hu_redirect(ctypes.byref(visits), len(visits), memory, entry, code, timeout_us)
         if error:
             raise _no_helper(error)
 
 
 def remote_calls(
-    visit: abi.Visit, calls: Sequence[tuple[int, ...]], syscall_at: int, sigreturn_at: int, name: str, timeout_us: int
+    visit: abi.Visit,
+    calls: Sequence[tuple[int, ...]],
+    memory: int,
+    syscall_at: int,
+    sigreturn_at: int,
+    name: str,
+    timeout_us: int,
 ) -> list[int]:
     """Let one thread of the target make system calls, each ``(number, arguments...)``; their results, in order.
 
@@ -93,7 +108,14 @@ def remote_calls(
         for index, argument in enumerate(arguments):
             row.args[index] = argument & 0xFFFFFFFFFFFFFFFF
     error = _tracer().hu_call(
-        ctypes.byref(visit), ctypes.byref(table), len(calls), syscall_at, sigreturn_at, name.encode(), timeout_us
+        ctypes.byref(visit),
+        ctypes.byref(table),
+        len(calls),
+        memory,
+        syscall_at,
+        sigreturn_at,
+        name.encode(),
+        timeout_us,
     )
     if error:
         raise _no_helper(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -27,10 +28,28 @@ SYSTEM_CALLS = {
 
 
 def gone(pid: int) -> NotNow:
-    """The error for a process that does not exist (any more)."""
+    """The error for a process that does not exist (any more), or whose main thread does not."""
+    with contextlib.suppress(OSError):
+        if len(list(Path(f"/proc/{pid}/task").iterdir())) > 1 and main_has_ended(pid):
+            return NotNow(
+                Reason(
+                    "main-ended",
+                    str(pid),
+                    f"process {pid}: its main thread has ended while others go on, so that the kernel does not show "
+                    f"its memory any more; such a process cannot be upgraded",
+                )
+            )
     return NotNow(
         Reason("no-such-process", str(pid), f"there is no process {pid}: it has ended, or the number is wrong")
     )
+
+
+def main_has_ended(pid: int) -> bool:
+    """Is the process's main thread a zombie, or all of it gone?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][0] in "ZX"
+    except (OSError, IndexError):
+        return True
 
 
 def denied(pid: int, what: str) -> NotNow:
@@ -115,6 +134,11 @@ class Process:
         os.close(self._memory)
         os.close(self._folder)
 
+    @property
+    def memory(self) -> int:
+        """A descriptor of its memory, which stays with the program that it runs now: after an exec it reaches none."""
+        return self._memory
+
     def text(self, name: str) -> str:
         """The text of ``/proc/PID/NAME``."""
         try:
@@ -152,6 +176,12 @@ class Process:
                     f"another hotupgrade works on process {self.pid}; wait for it to end and try again",
                 )
             ) from None
+
+    @property
+    def identity(self) -> int:
+        """A number that no other process has, not even the one that this was forked from."""
+        start_ticks = int(self.text("stat").rpartition(") ")[2].split()[19])
+        return (start_ticks << 22 | self.pid) & 0xFFFFFFFFFFFFFFFF
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target import abi, native
 from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, leaders, refuse_visit, system_call
 from hotupgrade.target.clock import Reading, ticks_per_us
-from hotupgrade.target.process import ThreadState
+from hotupgrade.target.process import ThreadState, main_has_ended
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.target.suspended import MOST_SEARCHED, Coroutines, TooMuchMemoryError, find_suspended
 
@@ -149,9 +150,10 @@ def stay_off(processors: frozenset[int]) -> None:
 
 
 def free_signal(agent: Agent, threads: Iterable[ThreadState]) -> int:
-    """A real-time signal that the program neither handles, ignores, waits for (blocks) nor has pending.
+    """A signal that the program neither handles, ignores, waits for (blocks) nor has pending.
 
-    A thread that blocks them all waits for none of them in particular.
+    SIGURG for choice: should the process execute another program before a thread has handled it, that program ignores
+    it; a real-time signal would end it.  A thread that blocks all real-time signals waits for none of them.
 
     Raises:
         NotNow: there is none.
@@ -163,9 +165,9 @@ def free_signal(agent: Agent, threads: Iterable[ThreadState]) -> int:
     for thread in threads:
         if (thread.blocked_signals & _REAL_TIME) != _REAL_TIME:
             taken |= thread.blocked_signals
-    for number in range(63, 34, -1):
+    for number in (signal.SIGURG, *range(63, 34, -1)):
         if not taken >> (number - 1) & 1:
-            return number
+            return int(number)
     raise NotNow(
         Reason(
             "no-signal",
@@ -241,9 +243,9 @@ class Stopper:
         agent, process = self.agent, self.agent.process
         busy = busy_threads(agent)
         states = process.threads()
-        signal = free_signal(agent, states)
+        number = free_signal(agent, states)
         # One that blocks the signal is stopped as sleepers are.
-        busy = frozenset(t.tid for t in states if t.tid in busy and not t.blocked_signals >> (signal - 1) & 1)
+        busy = frozenset(t.tid for t in states if t.tid in busy and not t.blocked_signals >> (number - 1) & 1)
         searched = request.coroutines is not None and bool(request.forbidden)
         if searched:
             busy = frozenset()  # while one runs, what was searched may change
@@ -284,7 +286,7 @@ class Stopper:
             busy_in=0,
             threads=table_at,
             thread_count=self._rows,
-            signal=signal,
+            signal=number,
             reason=0,
             reason_tid=0,
             reason_address=0,
@@ -378,13 +380,10 @@ class Stopper:
             for tid in [t for t in fresh if t not in self._names]:
                 state = process.thread(tid)
                 self._names[tid] = state.name if state else ""
-            zombies = (
-                [t for t in fresh if (state := process.thread(t)) is None or state.state in "ZX"]
-                if fresh == [process.pid]
-                else []
-            )
-            known.update(zombies)
-            self._absent.extend(zombies)
+            if fresh == [process.pid] and main_has_ended(process.pid):
+                known.add(process.pid)  # it is counted as long as the others live, and never runs again
+                self._absent.append(process.pid)
+                continue
             visits = (abi.Visit * len(fresh))()
             for visit, tid in zip(visits, fresh, strict=True):
                 if tid not in row_of:
@@ -401,26 +400,20 @@ class Stopper:
                 visit.tid, visit.thread = tid, table_at + row_of[tid] * ctypes.sizeof(abi.Thread)
                 process.write(visit.thread, tid.to_bytes(8, "little"))
             native.redirect(
-                visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6))
+                visits,
+                agent.process.memory,
+                agent.entry,
+                min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)),
             )
             for visit in visits:
                 if visit.status == abi.VisitStatus.DONE:
                     known.add(visit.tid)
                     parked += 1
-                elif visit.status == abi.VisitStatus.GONE:
-                    state = process.thread(visit.tid)
-                    if state is not None and state.state in "ZX" and visit.tid == process.pid:
-                        known.add(visit.tid)
-                        self._absent.append(int(visit.tid))
                 elif visit.status == abi.VisitStatus.DENIED:
                     state = process.thread(visit.tid)
-                    if state is not None and state.state in "ZX":
-                        if visit.tid == process.pid:
-                            known.add(visit.tid)
-                            self._absent.append(int(visit.tid))
-                    else:
+                    if state is not None and state.state not in "ZX":
                         return refuse_visit(process.pid, visit)
-                elif visit.status != abi.VisitStatus.SIGNALLED:
+                elif visit.status not in (abi.VisitStatus.GONE, abi.VisitStatus.SIGNALLED):
                     return refuse_visit(process.pid, visit)
         agent.set(sleepers=parked, expected_threads=len(tids))
         return None
@@ -434,7 +427,10 @@ class Stopper:
         visits = (abi.Visit * 1)()
         visits[0].tid, visits[0].lead, visits[0].thread = leader, serial, table_at + row * ctypes.sizeof(abi.Thread)
         native.redirect(
-            visits, agent.entry, min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6))
+            visits,
+            agent.process.memory,
+            agent.entry,
+            min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)),
         )
         if visits[0].status != abi.VisitStatus.DONE:
             return refuse_visit(agent.process.pid, visits[0])

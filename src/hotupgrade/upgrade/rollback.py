@@ -39,7 +39,7 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
                 )
             )
         own_folder(journal.state_folder())
-        recover(session.agent, session.ledger, session.modules)
+        recover(session.require_agent(timeout), session.ledger, session.modules)
         generation = session.ledger.generations[-1]
         if generation.one_way:
             raise Refused(

@@ -58,6 +58,7 @@ class Session:
         if self.agent is None:
             _require_free(self.process)
             self.agent = agents.inject(self.process, timeout)
+        self.agent.adopt()
         return self.agent
 
 
