@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 C_FILES = $(wildcard src/agent/*.[ch] src/hotupgrade/include/*.h)
 PY_FILES = src tests scripts/fetch-debian-patches hatch_build.py $(wildcard benchmarks)
 
-.PHONY: help setup ovs demo test test-unit lint bench clean distclean
+.PHONY: help setup ovs demo test test-unit lint fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ lint: setup ## ruff, mypy, clang-format
 	$(PYTHON) -m ruff format --check $(PY_FILES)
 	$(PYTHON) -m mypy
 	[ -z "$(C_FILES)" ] || clang-format --dry-run -Werror $(C_FILES)
+
+fuzz: setup ## hostile files and records, coverage-guided, for MINUTES (60); report in build/fuzz
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	PYTHONPATH=tests:src $(PYTHON) -m fuzz.run --minutes $(or $(MINUTES),60)
 
 bench: setup ovs ## measure; table and build/bench/results.json
 	@$(PYTHON) benchmarks/run.py

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from fuzz import corpus, mutations
+from fuzz import corpus, memory, mutations
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, Entry, cache_key, load_build
 from hotupgrade.errors import Refused
@@ -199,6 +199,7 @@ TARGETS = {
     "build": Target(build, elf_seeds, 0.4, structured=True),
     "plan": Target(plan, elf_seeds, 0.3, structured=True),
     "ledger": Target(ledger_record, record_seeds, 0.05),
+    "modules": Target(memory.modules, lambda: [memory.seed()], 0.1),
     "maps": Target(maps, map_seeds, 0.05),
     "journal": Target(journal_lines, journal_seeds, 0.03),
     "cache": Target(cache_entry, cache_seeds, 0.07),

@@ -21,6 +21,7 @@ from hotupgrade.errors import Reason, Refused
 
 PAGE = 4096
 MAX_SPAN = 1 << 31  # references are 32-bit displacements: nothing larger can be relinked
+MAX_TLS = 1 << 28
 MAX_SECTIONS = 4096  # what linkers make has dozens; each one is looked at often
 MAX_NOTES = 1 << 16  # bytes of notes that are searched for a build-id
 
@@ -360,7 +361,12 @@ class ElfFile:
 
     def _tls_segment(self) -> Segment | None:
         rows = self._programs[self._programs["type"] == ProgramType.TLS]
-        return self._segment(rows[0], "the thread-local segment") if len(rows) else None
+        if not len(rows):
+            return None
+        segment = self._segment(rows[0], "the thread-local segment")
+        if segment.memory_size > MAX_TLS:
+            self.refuse("too-large", f"its thread-locals take {segment.memory_size} bytes in every thread")
+        return segment
 
     def _relro_range(self) -> tuple[int, int] | None:
         """What the loader protects: whole pages only at the high end."""

@@ -109,8 +109,10 @@ def read_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol]) -> Symb
     is_tls = kinds[chosen] == Kind.TLS
     order = chosen[np.lexsort((kinds[chosen], table["value"][chosen], is_tls))]
     entities, by_name = _rows(symbols, order, dynamic_symbols)
-    # What is compared byte by byte stays in proportion to the image: symbols within symbols are rare.
-    if int(entities.size.sum()) > 4 * elf.span:
+    # What is compared byte by byte stays in proportion to file and image: symbols within symbols are rare.
+    stored = np.isin(entities.kind, (Kind.FUNCTION, Kind.CONSTANT, Kind.RELRO))
+    room = 4 * (elf.span + (elf.tls.memory_size if elf.tls else 0))
+    if int(entities.size[stored].sum()) > 4 * len(elf.data) or int(entities.size[~stored].sum()) > room:
         elf.corrupt("symbols overlap beyond reason")
     marks = _marks(table, symbols.names, symbols.types)
     return SymbolTable(entities, by_name, marks, _extents(elf, entities))

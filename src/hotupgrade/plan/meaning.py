@@ -18,6 +18,7 @@ from hotupgrade.plan.match import Match
 RESERVED_SLOTS = 3  # .got.plt begins with words for the loader
 MAX_DEPTH = 4  # data that point to data that point to data: beyond this, call it different
 MAX_STRING = 1 << 20
+CHUNK = 1 << 20  # bytes compared at once: a variable may be as large as the image
 MAX_SOURCE_LINE = 512
 START_FILES = ("crtstuff.c",)
 # What __FILE__ ":" __LINE__ leaves behind: every edit of a file shifts it, and nothing but messages depends on it.
@@ -53,10 +54,12 @@ class Meaning:
     _tables: tuple[dict[tuple[int, int], JumpTable], dict[tuple[int, int], JumpTable]] = field(init=False)
 
     _index: tuple[_Index, _Index] = field(init=False)
+    _thread_locals: tuple[dict[int, int], dict[int, int]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._tables = (_by_place(self.old), _by_place(self.new))
         self._index = (_Index(self.old), _Index(self.new))
+        self._thread_locals = (_thread_locals(self.old), _thread_locals(self.new))
 
     # Names
 
@@ -131,10 +134,8 @@ class Meaning:
         return self._row(build, row, vaddr - int(build.entities.address[row]))
 
     def _thread_local(self, build: Build, offset: int) -> tuple[Hashable, ...]:
-        entities = build.entities
-        for row in np.flatnonzero((entities.kind == Kind.TLS) & (entities.address == offset % (1 << 64))).tolist():
-            return self._row(build, row, 0)
-        return ("thread-local offset", offset)
+        row = self._thread_locals[build is self.new].get(offset % (1 << 64))
+        return ("thread-local offset", offset) if row is None else self._row(build, row, 0)
 
     def _row(self, build: Build, row: int, addend: int) -> tuple[Hashable, ...]:
         """In terms of new rows; old rows without a partner equal nothing."""
@@ -231,7 +232,10 @@ class Meaning:
             return False
         ours, theirs = self._index[0].relocations(old, size), self._index[1].relocations(new, size)
         if not ours and not theirs:
-            return self.old.read(old, size) == self.new.read(new, size)
+            return all(
+                self.old.read(old + at, min(CHUNK, size - at)) == self.new.read(new + at, min(CHUNK, size - at))
+                for at in range(0, size, CHUNK)
+            )
         if len(ours) != len(theirs) or depth >= MAX_DEPTH:
             return False
         first, second = bytearray(self.old.read(old, size)), bytearray(self.new.read(new, size))
@@ -281,6 +285,12 @@ class Meaning:
         old_rows, old_offsets = _entries(self.old, old)
         new_rows, new_offsets = _entries(self.new, new)
         return bool((old_offsets == new_offsets).all() and (self.pairs.new_of[old_rows] == new_rows).all())
+
+
+def _thread_locals(build: Build) -> dict[int, int]:
+    """Offset to row; the first of several."""
+    rows = np.flatnonzero(build.entities.kind == Kind.TLS)[::-1]
+    return dict(zip(build.entities.address[rows].tolist(), rows.tolist(), strict=True))
 
 
 def _by_place(build: Build) -> dict[tuple[int, int], JumpTable]:

@@ -27,15 +27,20 @@ class Unnamed:
         Of the two, the later: the tail of a merged string may be an item of its own, and other data contain zeros.
         """
         bound = max(self._bound_after(vaddr), self._tables.get(vaddr, 0))
-        content = self._build.read(vaddr, bound - vaddr)
-        while b"\0" not in content and len(content) < _LONGEST:
-            following = self._bound_after(bound)
-            if following == bound:
-                return bound
-            content += self._build.read(bound, following - bound)
-            bound = following
-        terminator = content.find(b"\0")
-        return max(self._bound_after(vaddr), self._tables.get(vaddr, 0), vaddr + terminator + 1)
+        last = int(self._bounds[-1]) if len(self._bounds) else bound
+        return max(bound, self._text_end(vaddr, last))
+
+    def _text_end(self, vaddr: int, last: int) -> int:
+        """Behind the first NUL; ``last`` if there is none before that; ``vaddr`` if it is too far away for a text."""
+        at, step = vaddr, 256
+        while at < last and step <= _LONGEST:
+            content = self._build.read(at, min(step, last - at))
+            terminator = content.find(b"\0")
+            if terminator >= 0:
+                return at + terminator + 1
+            at += len(content)
+            step *= 4
+        return last if at >= last else vaddr
 
     def string(self, vaddr: int) -> bytes | None:
         """The text at ``vaddr`` without its NUL; None where it does not look like one (a wide string does not)."""

@@ -23,6 +23,10 @@ _APPLICATION_MASK = 0x70
 _PC_RELATIVE = 0x10
 _SIZES = {0x00: 8, 0x02: 2, 0x03: 4, 0x04: 8, 0x0A: 2, 0x0B: 4, 0x0C: 8}
 _TERMINATOR = bytes(4)
+_LONGEST = 1 << 16  # bytes of one record
+_MOST_LETTERS = 16  # of an augmentation
+_MOST_TABLE = 1 << 20  # bytes of one function's language-specific data
+_MOST_READ = 1 << 26  # bytes of language-specific data: they may overlap, within reason
 
 
 class _Unusual(Exception):
@@ -73,7 +77,7 @@ def unwind_tables(build: Build, functions: Flags) -> UnwindTables | None:
         if not frames:
             return None
         tables = _Reducer(build, section, start).reduce(frames)
-    except (_Unusual, struct.error, IndexError):
+    except (_Unusual, struct.error, IndexError, ValueError):
         return _everything(build, section, start)
     return tables if len(tables.frames) <= size else _everything(build, section, start)
 
@@ -109,7 +113,10 @@ def _walk(section: bytes, start: int) -> list[_Frame]:
         if length == 0xFFFFFFFF:
             raise _Unusual
         if identity:
-            frames.append(_Frame(offset, offset + 4 - identity, start + offset + 8 + relative))
+            common = offset + 4 - identity
+            if common < 0:
+                raise _Unusual
+            frames.append(_Frame(offset, common, start + offset + 8 + relative))
         offset += 4 + length
     return frames
 
@@ -127,8 +134,12 @@ class _Reducer:
     def reduce(self, frames: list[_Frame]) -> UnwindTables:
         for frame in frames:
             self._append_frame(frame)
+        budget = _MOST_READ
         for vaddr in sorted(self._data):
-            _LanguageData(self._build, vaddr, self._tables).read()
+            data = _LanguageData(self._build, vaddr, self._tables)
+            budget -= data.read()
+            if budget < 0:
+                raise _Unusual
         self._tables.frames = bytes(self._output) + _TERMINATOR
         return self._tables
 
@@ -171,7 +182,10 @@ class _Reducer:
 
 
 def _record(section: bytes, offset: int) -> bytes:
-    return section[offset : offset + 4 + struct.unpack_from("<I", section, offset)[0]]
+    content = section[offset : offset + 4 + struct.unpack_from("<I", section, offset)[0]]
+    if len(content) > _LONGEST:
+        raise _Unusual
+    return content
 
 
 def _read_common(section: bytes, offset: int) -> _Common:
@@ -179,7 +193,7 @@ def _read_common(section: bytes, offset: int) -> _Common:
     if struct.unpack_from("<I", content, 4)[0] != 0:
         raise _Unusual
     version = content[8]
-    end = content.index(b"\0", 9)
+    end = content.index(b"\0", 9, 9 + _MOST_LETTERS + 1)
     augmentation = content[9:end].decode("ascii", "replace")
     position = end + 1
     _, position = _uleb(content, position)  # code alignment
@@ -211,11 +225,15 @@ class _LanguageData:
         section = build.section_at(vaddr)
         if section is None:
             raise _Unusual
-        self._content = build.read(vaddr, section.vaddr + section.size - vaddr)
+        room = min(section.vaddr + section.size - vaddr, _MOST_TABLE)
+        self._content = build.read(vaddr, room)
         self._vaddr = vaddr
         self._tables = tables
+        self._cost = 256  # and what is read besides the table itself
+        self._followed: set[int] = set()  # actions
 
-    def read(self) -> None:
+    def read(self) -> int:
+        """Takes note of all that it refers to; returns how many bytes that cost."""
         content, position = self._content, 0
         if content[position] != _OMIT:
             raise _Unusual  # landing pads counted from elsewhere than the function's start
@@ -237,6 +255,7 @@ class _LanguageData:
             end = max(end, types)
             end = max(end, self._types(types, type_encoding, filters))
         self._tables.ranges.append((self._vaddr, self._vaddr + end))
+        return end + self._cost
 
     def _first_actions(self, position: int, end: int, encoding: int) -> set[int]:
         found: set[int] = set()
@@ -256,14 +275,16 @@ class _LanguageData:
     def _follow(self, position: int, filters: set[int]) -> int:
         """One chain of actions; returns where its last record ends."""
         end = position
-        while True:
+        while position not in self._followed:
+            self._followed.add(position)
             number, behind = _sleb(self._content, position)
             step, after = _sleb(self._content, behind)
             filters.add(number)
             end = max(end, after)
             if not step:
-                return end
+                break
             position = behind + step
+        return end
 
     def _types(self, base: int, encoding: int, filters: set[int]) -> int:
         """The types that the filters name; a negative filter is an exception specification, a list of types."""
@@ -274,6 +295,9 @@ class _LanguageData:
             while True:
                 number, position = _uleb(self._content, position)
                 end = max(end, position)
+                self._cost += 1
+                if self._cost > _MOST_TABLE:
+                    raise _Unusual
                 if not number:
                     break
                 numbers.add(number)
@@ -283,6 +307,8 @@ class _LanguageData:
 
     def _type(self, position: int, encoding: int) -> None:
         if encoding & _APPLICATION_MASK != _PC_RELATIVE or encoding & _FORMAT_MASK != 0x0B:
+            raise _Unusual
+        if position < 0:
             raise _Unusual
         relative: int = struct.unpack_from("<i", self._content, position)[0]
         if not relative:
@@ -303,6 +329,8 @@ def _size(encoding: int) -> int:
 
 def _uleb(content: bytes | bytearray, position: int) -> tuple[int, int]:
     value = shift = 0
+    if position < 0:
+        raise _Unusual
     while True:
         byte = content[position]
         position += 1
@@ -310,6 +338,8 @@ def _uleb(content: bytes | bytearray, position: int) -> tuple[int, int]:
         shift += 7
         if not byte & 0x80:
             return value, position
+        if shift > 63:
+            raise _Unusual
 
 
 def _sleb(content: bytes | bytearray, position: int) -> tuple[int, int]:
