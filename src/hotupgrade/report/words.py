@@ -12,6 +12,8 @@ from rich.text import Text
 Document = dict[str, Any]
 
 _MANY = 12
+#: Notes that an explanation holds in full.
+_EXPLAINED = ("initial-changed", "duties-changed", "applies-from-now-on")
 
 
 def show(document: Document) -> None:
@@ -24,6 +26,8 @@ def show(document: Document) -> None:
     elif document["command"] == "history" and not failed:
         _history(console, document)
     for note in document.get("notes", []):
+        if "explained" in document and note["code"] in _EXPLAINED:
+            continue
         console.print(Text(f"note: {note['text']}", style="dim"))
     for reason in document.get("reasons", []):
         lead = "not now" if document["exit_code"] == 4 else "refused" if document["exit_code"] == 3 else "error"
@@ -53,6 +57,27 @@ def _check(console: Console, document: Document) -> None:
     for title, key in (("proved", "proved"), ("not proved", "not_proved")):
         for line in explained.get(key, []):
             console.print(f"{title}: {line}")
+    _concerns(console, explained.get("concerns", []))
+
+
+#: What a person should look at, in this order.
+_CONCERNS = {
+    "ownership": "changed functions that free, lock or initialise otherwise than before (look here first)",
+    "creation": "changed functions that act only on what is made from now on",
+    "initial-value": "variables that would start otherwise, and keep their running values",
+    "constant": "constants that change in place",
+    "text": "changed functions that name other texts",
+    "duties": "changed functions that free, lock or initialise as before",
+}
+
+
+def _concerns(console: Console, found: list[Document]) -> None:
+    for kind, title in _CONCERNS.items():
+        lines = [concern for concern in found if concern["kind"] == kind]
+        if lines:
+            console.print(f"{title}:")
+        for concern in lines:
+            console.print(Text(f"  {concern['module']}: {concern['text']}"))
 
 
 def _micro(value: float | None) -> str:

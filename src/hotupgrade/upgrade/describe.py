@@ -79,14 +79,14 @@ def totals(modules: Sequence[Document]) -> Document:
 
 
 def explained(candidates: Sequence[Candidate]) -> Document:
-    """What the verdict rests on, and what it cannot tell: for a person to read."""
+    """What the verdict rests on, what it cannot tell, and where a person should look."""
     proved: list[str] = []
     unproved: list[str] = []
     for candidate in candidates:
         comparison, name = candidate.comparison, candidate.module.name
         same = int(comparison.same.sum())
         count = int((comparison.new.entities.kind == Kind.FUNCTION).sum())
-        functions, objects = changes(candidate)
+        functions, _ = changes(candidate)
         proved.append(
             f"{name}: {same} of {count} functions mean the same in both builds: equal instructions, "
             "and every address that they name is that of the same thing"
@@ -94,9 +94,19 @@ def explained(candidates: Sequence[Candidate]) -> Document:
         proved.append(f"{name}: every variable that new code uses has one partner of the same size, or is new")
         proved.append(f"{name}: no replaced function will be on a stack at the commit (checked again in the stop)")
         unproved.append(f"{name}: that structures on the heap have the same layout; this version compares no types")
-        if initial := objects["initial_changed"]:
-            names = ", ".join(initial)
-            unproved.append(f"{name}: that these may keep their values, though the new build starts otherwise: {names}")
         if changed := functions["changed"]:
             unproved.append(f"{name}: that old state means the same to new code; look at {', '.join(changed)}")
-    return {"proved": proved, "not_proved": unproved}
+    return {"proved": proved, "not_proved": unproved, "concerns": [c for each in candidates for c in _concerns(each)]}
+
+
+def _concerns(candidate: Candidate) -> list[Document]:
+    return [
+        {
+            "kind": concern.kind.value,
+            "module": candidate.module.name,
+            "subject": concern.subject,
+            "text": concern.text,
+            "evidence": list(concern.evidence),
+        }
+        for concern in candidate.concerns
+    ]

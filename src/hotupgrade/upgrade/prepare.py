@@ -10,6 +10,8 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache
 from hotupgrade.errors import Reason, Refused
 from hotupgrade.plan.cache import compare_cached
+from hotupgrade.plan.concerns import Concern, concerns
+from hotupgrade.plan.concerns import notes as hints
 from hotupgrade.plan.model import Comparison, Image, ModulePlan
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.verdict import verdict
@@ -34,6 +36,7 @@ class Candidate:
     comparisons: list[Comparison]
     refusals: list[Reason] = field(default_factory=list)
     notes: list[Reason] = field(default_factory=list)
+    concerns: list[Concern] = field(default_factory=list)
 
     @property
     def nothing_to_do(self) -> bool:
@@ -120,6 +123,8 @@ def examine(
         candidate = Candidate(module, build, str(path), images, current, comparisons)
         if not candidate.nothing_to_do:
             candidate.refusals, candidate.notes = verdict(images, current, build, comparisons, options)
+            candidate.concerns = concerns(candidate.comparison)
+            candidate.notes += hints(candidate.concerns)
             candidate.refusals += unwinding.refusals(module.name, [images[0].build, build], session.modules)
         candidates.append(candidate)
     return candidates
