@@ -11,11 +11,9 @@ from live.harness import DONE, Builder, HotUpgrade
 PAGE = Path(__file__).parents[2] / "docs/verdict.md"
 
 
-def lines(text: str) -> list[str]:
-    """Without what is another in each run: the process's number and the builds."""
-    text = re.sub(r"process \d+", "process N", text)
-    text = re.sub(r"[0-9a-f]{12}", "BUILD", text)
-    return [line.rstrip() for line in text.strip().splitlines()]
+def hints(text: str) -> str:
+    """From the first heading of the hints on."""
+    return text[text.index("changed functions that free") :].strip()
 
 
 def test_the_documentation_shows_what_the_command_says(build: Builder, start: Start, hu: HotUpgrade) -> None:
@@ -23,9 +21,10 @@ def test_the_documentation_shows_what_the_command_says(build: Builder, start: St
     assert program.call("open_connection", 3) == 33
     answer = hu("check", program.pid, build.library("connections", 2), "--explain")
     assert answer.code == DONE, str(answer)
-    shown = re.search(r"^\$ hotupgrade check.*?\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    shown = re.search(r"^\$ hotupgrade check.*?^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert shown is not None
-    assert lines(answer.out) == lines(shown[1])
+    assert hints(answer.out) == hints(shown[0].removesuffix("```"))
+    assert "upgradable" in answer.out
 
 
 def test_hints_are_notes_of_an_upgrade_too(build: Builder, start: Start, hu: HotUpgrade) -> None:
