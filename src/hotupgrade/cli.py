@@ -37,6 +37,9 @@ _TIMEOUT = click.option(
     "--timeout", type=click.FloatRange(min=0.1, max=3600), default=10.0, show_default=True, help="Seconds to try for."
 )
 _WHOLE = click.option("--whole", is_flag=True, help="Redirect every function, not only those that changed.")
+_TRUST = click.option(
+    "--trust-layout", is_flag=True, help="Without debug information, believe that types are the same in both builds."
+)
 _IMPORTS = click.option("--imports", is_flag=True, help="Also rewrite the import slots of the other modules.")
 
 
@@ -115,9 +118,18 @@ def inspect(pid: int, as_json: bool) -> None:
 @_FILES
 @_MODULE
 @_WHOLE
+@_TRUST
 @click.option("--explain", is_flag=True, help="Also say what the verdict rests on, and what it cannot tell.")
 @_JSON
-def check(pid: int, new: tuple[Path, ...], modules: tuple[str, ...], whole: bool, explain: bool, as_json: bool) -> None:
+def check(
+    pid: int,
+    new: tuple[Path, ...],
+    modules: tuple[str, ...],
+    whole: bool,
+    trust_layout: bool,
+    explain: bool,
+    as_json: bool,
+) -> None:
     """Say whether a process can be upgraded to these builds, and why not.  Touches nothing."""
 
     def work() -> Document:
@@ -126,7 +138,7 @@ def check(pid: int, new: tuple[Path, ...], modules: tuple[str, ...], whole: bool
         from hotupgrade.upgrade.perform import Settings
         from hotupgrade.upgrade.perform import check as judge
 
-        settings = Settings(plan=PlanOptions(whole=whole), explain=explain)
+        settings = Settings(plan=PlanOptions(whole=whole, trust_layout=trust_layout), explain=explain)
         return judge(pid, new, _named(modules, new), settings, default_cache())
 
     _run("check", as_json, work)
@@ -139,6 +151,7 @@ def check(pid: int, new: tuple[Path, ...], modules: tuple[str, ...], whole: bool
 @click.option("--dry-run", is_flag=True, help="Make the whole plan, but change nothing.")
 @_WHOLE
 @_IMPORTS
+@_TRUST
 @_TIMEOUT
 @click.option("--measure-empty", is_flag=True, help="Make a stop without edits first, to compare with.")
 @_JSON
@@ -149,6 +162,7 @@ def upgrade(
     dry_run: bool,
     whole: bool,
     imports: bool,
+    trust_layout: bool,
     timeout: float,
     measure_empty: bool,
     as_json: bool,
@@ -161,7 +175,8 @@ def upgrade(
         from hotupgrade.upgrade.perform import Settings
         from hotupgrade.upgrade.perform import upgrade as perform
 
-        settings = Settings(PlanOptions(whole=whole, imports=imports), timeout, dry_run, measure_empty)
+        plan = PlanOptions(whole=whole, imports=imports, trust_layout=trust_layout)
+        settings = Settings(plan, timeout, dry_run, measure_empty)
         return perform(pid, new, _named(modules, new), settings, default_cache())
 
     _run("upgrade", as_json, work)

@@ -305,7 +305,6 @@ def test_ifunc_weak_and_alias(build: Builder, start: Start, hu: HotUpgrade) -> N
     assert program.call("everything", 1) == 4 + 2110
 
 
-@pytest.mark.xfail(reason="types of live objects are not compared yet (hazards 13, 14 and 35)")
 @pytest.mark.parametrize(("change", "culprit"), [("-DFIELD", "item"), ("-DRENUMBER", "COLOUR_BLUE")])
 def test_a_changed_type_of_live_objects_is_refused_by_name(
     build: Builder, start: Start, hu: HotUpgrade, change: str, culprit: str

@@ -6,12 +6,16 @@ import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hotupgrade.binary import code
 from hotupgrade.binary.code import CodeFacts, FactsStore, JumpTable
+from hotupgrade.binary.debug.model import Debug
+from hotupgrade.binary.debug.read import read_debug
+from hotupgrade.binary.debug.sections import USED_SECTIONS
 from hotupgrade.binary.elf import (
     DF_1_NOW,
     DF_1_PIE,
@@ -40,6 +44,16 @@ from hotupgrade.binary.symbols import dynamic_strings, read_dynamic_symbols, rea
 from hotupgrade.files import read_regular
 
 __all__ = ["Build", "JumpTable"]
+
+
+class DebugStore(Protocol):
+    """Keeps what was read of debug information between runs."""
+
+    def load(self, build: Build) -> Debug | None:
+        """None: there is nothing of this build."""
+
+    def save(self, build: Build, debug: Debug) -> None:
+        """A failure is no failure: the next run reads it again."""
 
 
 class Build:
@@ -90,6 +104,7 @@ class Build:
         self.has_relocation_records = self._tls_records is not None
         self.facts_store: FactsStore | None = None  # where an earlier run may have left the facts about the code
         self._facts: CodeFacts | None = None
+        self.debug_store: DebugStore | None = None  # where an earlier run may have left what the debug information says
 
     @classmethod
     def open(cls, path: Path | str) -> Build:
@@ -190,7 +205,22 @@ class Build:
         names = (self.entities.aliases, self.entities.files, sorted(self.by_name), sorted(self.sections.items()))
         digest.update(repr(names).encode())
         digest.update(b"records" if self.has_relocation_records else b"")
+        for name in USED_SECTIONS:
+            if (section := self.sections.get(name)) and section.type != SectionType.NOBITS:
+                digest.update(memoryview(self.data)[section.file_offset : section.file_offset + section.size])
         return f"{self.build_id}-{digest.hexdigest()}"
+
+    # Lazy: what the debug information says
+
+    @cached_property
+    def debug(self) -> Debug:
+        """Types, variables, prototypes.  The one place to ask: where they were read from is decided here."""
+        found = None if self.debug_store is None else self.debug_store.load(self)
+        if found is None:
+            found = read_debug(self.data, self.sections)
+            if self.debug_store is not None:
+                self.debug_store.save(self, found)
+        return found
 
     @property
     def references(self) -> References:

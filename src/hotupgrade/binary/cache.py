@@ -23,9 +23,10 @@ import numpy.typing as npt
 import hotupgrade
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.code import CodeFacts, JumpTable
+from hotupgrade.binary.debug.model import Debug
 from hotupgrade.binary.model import Form, References, TargetKind
 
-FORMAT = 2  # raise it whenever the meaning of an entry or the way to find its contents changes
+FORMAT = 3  # raise it whenever the meaning of an entry or the way to find its contents changes
 MAGIC = b"hotupgrade cache\0"
 DIGEST = 32
 MAX_ENTRIES = 1024
@@ -190,6 +191,7 @@ def load_build(data: bytes, label: str, cache: Cache) -> Build:
     """A build whose code is disassembled only if no earlier run did it."""
     build = Build.from_bytes(data, label)
     build.facts_store = _Store(cache)
+    build.debug_store = _DebugStore(cache)
     return build
 
 
@@ -213,6 +215,22 @@ class _Store:
         arrays["tables"] = np.array([(t.vaddr, t.count, t.function, len(t.targets)) for t in tables], np.int64)
         arrays["table_targets"] = np.array([row for t in tables for row in t.targets], np.int64)
         self._cache.put(entry(cache_key("code", build), arrays))
+
+
+class _DebugStore:
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def load(self, build: Build) -> Debug | None:
+        found = self._cache.get(cache_key("debug", build))
+        try:
+            return None if found is None else msgspec.msgpack.decode(found.array("debug").tobytes(), type=Debug)
+        except (KeyError, ValueError):
+            return None
+
+    def save(self, build: Build, debug: Debug) -> None:
+        packed = np.frombuffer(msgspec.msgpack.encode(debug), np.uint8)
+        self._cache.put(entry(cache_key("debug", build), {"debug": packed}))
 
 
 SLOTS = (TargetKind.GOT, TargetKind.PLT)

@@ -14,11 +14,18 @@ from hotupgrade.plan.match import Match, Scopes, match
 from hotupgrade.plan.meaning import Meaning
 from hotupgrade.plan.migrations import migrated_pairs
 from hotupgrade.plan.model import Comparison
+from hotupgrade.plan.scopes import scopes_of
 from hotupgrade.plan.shape import Indices, ReferencePairs, Shapes, equal_shapes, paired_references, shapes_of
 
 
 def compare(old: Build, new: Build, old_scopes: Scopes | None = None, new_scopes: Scopes | None = None) -> Comparison:
-    """Matches and compares two builds of one module."""
+    """Matches and compares two builds of one module.
+
+    ``old_scopes`` and ``new_scopes`` say to which function a static belongs; without them debug information does, if
+    both builds have it.
+    """
+    if old_scopes is None and new_scopes is None and not (old.debug.missing or new.debug.missing):
+        old_scopes, new_scopes = scopes_of(old), scopes_of(new)
     recorded = old.has_relocation_records and new.has_relocation_records
     old_shapes, new_shapes = shapes_of(old, recorded), shapes_of(new, recorded)
     pairs = match(old_shapes, new_shapes, old_scopes, new_scopes)

@@ -3,7 +3,7 @@
 Global names say it themselves.  Local names repeat by the hundreds and compilers number them afresh, so evidence is
 collected, the strongest first:
 
-1. a local name that is alone in its file, and that the compiler did not number;
+1. a local name that is alone in its file, and that the compiler did not number, or alone in its function;
 2. position: paired functions (or objects), equal but for their references, name the same thing in the same place;
 3. context: even in a function that changed, a reference between the same code and the same neighbours;
 4. who refers to it: the same set of functions, and the same size.
@@ -62,12 +62,22 @@ class Side:
         """Local name without what the compiler made up, per row."""
         entities = self.build.entities
         keys = []
-        for row, (name, file, kind) in enumerate(zip(entities.names, entities.files, self.kinds, strict=True)):
+        for name, file, kind in zip(entities.names, entities.files, self.kinds, strict=True):
             stem = stem_of(name)
-            scope = self.scopes.get(row)
-            base = stem.base if scope is None else f"{scope}::{stem.base}"
-            keys.append((file.rsplit("/", 1)[-1], base, stem.clones, CLASS_OF_KIND[kind]))
+            keys.append((file.rsplit("/", 1)[-1], stem.base, stem.clones, CLASS_OF_KIND[kind]))
         return keys
+
+    @cached_property
+    def functions(self) -> frozenset[str]:
+        """Names of the functions that the build has, inlined ones included as far as they have statics."""
+        entities = self.build.entities
+        named = {
+            stem_of(name).base
+            for aliases, kind in zip(entities.aliases, self.kinds, strict=True)
+            if kind == Kind.FUNCTION
+            for name in aliases
+        }
+        return frozenset(named.union(self.scopes.values()))
 
     @cached_property
     def target(self) -> Indices:
@@ -164,6 +174,7 @@ class Matcher:
     def run(self) -> Match:
         self._pair_globals()
         self._pair_unnumbered()
+        self._pair_by_scope()
         self._settle()
         self._pair_by_context()
         self._settle()
@@ -266,6 +277,25 @@ class Matcher:
     def _unnumbered(side: Side, row: int) -> bool:
         return not stem_of(side.build.entities.names[row]).numbered or side.kinds[row] == Kind.FUNCTION
 
+    def _pair_by_scope(self) -> None:
+        """Statics that debug information says to be the only ones of their name in one function."""
+        for old_rows, new_rows in self._open_groups():
+            groups: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+            for index, (side, rows) in enumerate(((self.old, old_rows), (self.new, new_rows))):
+                for row in rows:
+                    if scope := side.scopes.get(row):
+                        groups[scope][index].append(row)
+            for olds, news in groups.values():
+                if len(olds) == 1 == len(news):
+                    self._pair(olds[0], news[0])
+
+    def _apart(self, old: int, new: int) -> bool:
+        """Whether two rows are known to be statics of different functions, each of which both builds have."""
+        before, after = self.old.scopes.get(old), self.new.scopes.get(new)
+        if not before or not after or before == after:
+            return False
+        return {before, after} <= self.old.functions & self.new.functions
+
     # 2. Position
 
     def _settle(self) -> None:
@@ -313,6 +343,7 @@ class Matcher:
             (old, new)
             for old, new in votes
             if self.old.local[old] and self.new.local[new] and self.old.keys[old] == self.new.keys[new]
+            and not self._apart(old, new)
         )
 
     # 3. Context
@@ -330,7 +361,8 @@ class Matcher:
             theirs = self._contexts(self.new, partner, None)
             for token in ours.keys() & theirs.keys():
                 old, new = ours[token], theirs[token]
-                if self.new_of[old] < 0 and self.old_of[new] < 0 and self.old.keys[old] == self.new.keys[new]:
+                open_pair = self.new_of[old] < 0 and self.old_of[new] < 0
+                if open_pair and self.old.keys[old] == self.new.keys[new] and not self._apart(old, new):
                     votes[old, new] += 1
         self._pair_mutual(votes)
 
@@ -382,7 +414,7 @@ class Matcher:
             for old in old_rows:
                 ours = set(self._signature(self.old, old))
                 for new, users in theirs.items():
-                    if ours & users:
+                    if ours & users and not self._apart(old, new):
                         votes[old, new] += 1
             self._pair_mutual(votes)
 
@@ -398,7 +430,7 @@ class Matcher:
         theirs = collect(self.new, new_rows)
         for signature, rows in collect(self.old, old_rows).items():
             partners = theirs.get(signature, [])
-            if len(rows) == 1 == len(partners):
+            if len(rows) == 1 == len(partners) and not self._apart(rows[0], partners[0]):
                 self._pair(rows[0], partners[0])
 
     def _signature(self, side: Side, row: int) -> list[Hashable]:
@@ -481,7 +513,12 @@ class Matcher:
                 self.new_of[row] = taken.get((self.old.keys[row], self.old.content(row)), -1)
 
     def _ambiguous(self) -> frozenset[int]:
-        return frozenset(new for _, news in self._open_groups() for new in news if self.new.kinds[new] in MUTABLE)
+        return frozenset(
+            new
+            for olds, news in self._open_groups()
+            for new in news
+            if self.new.kinds[new] in MUTABLE and not all(self._apart(old, new) for old in olds)
+        )
 
 
 def _thread_local_layout(side: Side) -> list[tuple[int, int, Key]]:

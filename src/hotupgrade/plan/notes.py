@@ -11,12 +11,13 @@ from hotupgrade.errors import Reason
 from hotupgrade.plan.case import Case
 from hotupgrade.plan.copies import STARTUP, startup
 from hotupgrade.plan.homes import NEW
+from hotupgrade.plan.layouts import layout_notes
 
 
 def notes(case: Case) -> list[Reason]:
     found = [*case.running.notes]
     if not case.nothing_changes:
-        for topic in (_initial_values, _constructors, _destructors, _removed):
+        for topic in (layout_notes, _initial_values, _constructors, _destructors, _removed):
             found += topic(case)
     return found
 

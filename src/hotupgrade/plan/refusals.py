@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import iced_x86
 import numpy as np
@@ -17,6 +17,7 @@ from hotupgrade.plan.copies import unclear_code
 from hotupgrade.plan.edits import entries_without_room
 from hotupgrade.plan.homes import NEW, Rehomed
 from hotupgrade.plan.hooks import migration_reasons
+from hotupgrade.plan.layouts import layout_reasons
 from hotupgrade.plan.pieces import rows_named
 from hotupgrade.plan.select import DATA
 
@@ -25,7 +26,8 @@ _STT_GNU_IFUNC = 10
 _THREAD_POINTER = (int(iced_x86.Register.FS), int(iced_x86.Register.NONE))
 
 
-def refusals(case: Case) -> list[Reason]:
+def refusals(case: Case, exempt: Collection[str] = frozenset()) -> list[Reason]:
+    """``exempt``: names of types and variables for which the operator brings a migration."""
     checks = (
         _text_relocations,
         _unclear_code,
@@ -46,6 +48,8 @@ def refusals(case: Case) -> list[Reason]:
     for check in checks:
         for reason in check(case):
             found.setdefault((reason.code, reason.subject), reason)
+    for reason in layout_reasons(case, exempt):
+        found.setdefault((reason.code, reason.subject), reason)
     return list(found.values())
 
 

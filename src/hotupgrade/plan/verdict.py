@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hotupgrade.binary.build import Build
 from hotupgrade.errors import Reason
@@ -14,8 +14,16 @@ from hotupgrade.plan.refusals import refusals
 
 
 def verdict(
-    images: Sequence[Image], current: int, new: Build, comparisons: Sequence[Comparison], options: PlanOptions
+    images: Sequence[Image],
+    current: int,
+    new: Build,
+    comparisons: Sequence[Comparison],
+    options: PlanOptions,
+    exempt: Collection[str] = frozenset(),
 ) -> tuple[list[Reason], list[Reason]]:
-    """Reasons to refuse, and notes.  No refusals: upgradable, as far as files can tell."""
+    """Reasons to refuse, and notes.  No refusals: upgradable, as far as files can tell.
+
+    ``exempt`` names the types and variables for which the operator brings a migration.
+    """
     case = open_case(images, current, new, comparisons, options)
-    return refusals(case), notes(case)
+    return refusals(case, exempt), notes(case)

@@ -1,0 +1,233 @@
+"""Tables of abbreviations, made into decoders: what an entry holds, and how its bytes become values."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hotupgrade.binary.debug.constants import At, Form, Tag
+from hotupgrade.binary.debug.sections import Corrupt, Unusable
+
+Values = dict[int, Any]
+
+MAX_ABBREVIATIONS = 1 << 20  # all tables together
+MAX_ATTRIBUTES = 1 << 12  # of one abbreviation
+
+# Everything else is passed over without being made into values.
+WANTED_ATTRIBUTES = frozenset(value for name, value in vars(At).items() if not name.startswith("_"))
+WANTED_TAGS = frozenset(value for name, value in vars(Tag).items() if not name.startswith("_"))
+
+_FIXED = {
+    Form.ADDR: "Q",
+    Form.DATA1: "B",
+    Form.DATA2: "H",
+    Form.DATA4: "I",
+    Form.DATA8: "Q",
+    Form.DATA16: "16s",
+    Form.FLAG: "?",
+    Form.REF1: "B",
+    Form.REF2: "H",
+    Form.REF4: "I",
+    Form.REF8: "Q",
+    Form.REF_SIG8: "Q",
+    Form.REF_SUP4: "I",
+    Form.REF_SUP8: "Q",
+    Form.STRX1: "B",
+    Form.STRX2: "H",
+    Form.STRX4: "I",
+    Form.ADDRX1: "B",
+    Form.ADDRX2: "H",
+    Form.ADDRX4: "I",
+}
+_OFFSETS = frozenset(
+    (
+        Form.STRP,
+        Form.LINE_STRP,
+        Form.SEC_OFFSET,
+        Form.REF_ADDR,
+        Form.STRP_SUP,
+        Form.GNU_REF_ALT,
+        Form.GNU_STRP_ALT,
+    )
+)
+_NUMBERS = frozenset((Form.UDATA, Form.REF_UDATA, Form.STRX, Form.ADDRX, Form.LOCLISTX, Form.RNGLISTX))
+_BLOCKS = {Form.BLOCK1: 1, Form.BLOCK2: 2, Form.BLOCK4: 4, Form.BLOCK: 0, Form.EXPRLOC: 0}
+_ACROSS = frozenset((Form.REF_ADDR, Form.REF_SIG8))
+_SUPPLEMENT = frozenset((Form.GNU_REF_ALT, Form.GNU_STRP_ALT, Form.STRP_SUP, Form.REF_SUP4, Form.REF_SUP8))
+_MOST_BITS = 70  # of a LEB128 number: ten groups of seven
+
+
+def unsigned(data: bytes, at: int) -> tuple[int, int]:
+    """A ULEB128 number and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift >= _MOST_BITS:
+            raise Corrupt("a number without an end")
+
+
+def signed(data: bytes, at: int) -> tuple[int, int]:
+    """An SLEB128 number and where it ends."""
+    value, end = unsigned(data, at)
+    bits = 7 * (end - at)
+    return (value - (1 << bits) if value >> (bits - 1) else value), end
+
+
+class Run(NamedTuple):
+    """Values of fixed size that follow each other."""
+
+    unpack: Callable[[bytes, int], tuple[Any, ...]]
+    names: tuple[int, ...]
+    size: int  # bytes
+
+
+class Single(NamedTuple):
+    """A value whose size is known only when it is read."""
+
+    attribute: int
+    form: int
+
+
+class Abbreviation:
+    """The shape of an entry."""
+
+    __slots__ = ("children", "constants", "forms", "only_run", "steps", "tag", "wanted")
+
+    def __init__(self, tag: int, children: bool, attributes: list[tuple[int, int, int]], offset_size: int) -> None:
+        self.tag = tag
+        self.children = children
+        self.wanted = tag in WANTED_TAGS
+        self.forms = {attribute: form for attribute, form, _ in attributes if attribute in WANTED_ATTRIBUTES}
+        self.constants: Values = {}  # attributes that take no room in the entry
+        self.steps: list[Run | Single] = []
+        self._compile(attributes, "I" if offset_size == 4 else "Q")
+        first = self.steps[0] if len(self.steps) == 1 else None
+        self.only_run = first if isinstance(first, Run) else None  # the usual case
+
+    def _compile(self, attributes: list[tuple[int, int, int]], offset: str) -> None:
+        layout, names = "<", list[int]()
+
+        def end_run() -> None:
+            nonlocal layout, names
+            if layout != "<":
+                packed = struct.Struct(layout)
+                self.steps.append(Run(packed.unpack_from, tuple(names), packed.size))
+            layout, names = "<", []
+
+        for attribute, form, constant in attributes:
+            wanted = attribute in WANTED_ATTRIBUTES
+            fixed = offset if form in _OFFSETS else _FIXED.get(form)
+            if form in (Form.FLAG_PRESENT, Form.IMPLICIT_CONST):
+                if wanted:
+                    self.constants[attribute] = True if form == Form.FLAG_PRESENT else constant
+            elif fixed is None:
+                end_run()
+                self.steps.append(Single(attribute, form))
+            elif wanted:
+                layout += fixed
+                names.append(attribute)
+            else:
+                layout += f"{struct.calcsize('<' + fixed)}x"
+        end_run()
+
+    @property
+    def leads_across(self) -> bool:
+        """Whether an attribute may name an entry of another unit."""
+        return any(form in _ACROSS for form in self.forms.values())
+
+    def require_own(self) -> None:
+        """Refuses what lies in a supplementary file."""
+        if _SUPPLEMENT & set(self.forms.values()):
+            raise Unusable("part of its debug information is in a supplementary file (dwz -m), which is not read")
+
+    def decode(self, data: bytes, at: int) -> tuple[Values, int]:
+        """The wanted values, and where the entry ends."""
+        values = self.constants.copy()
+        for step in self.steps:
+            if isinstance(step, Run):
+                values.update(zip(step.names, step.unpack(data, at), strict=True))
+                at += step.size
+            else:
+                value, at = _variable(data, at, step.form)
+                if step.attribute in WANTED_ATTRIBUTES:
+                    values[step.attribute] = value
+        return values, at
+
+    def end(self, data: bytes, at: int) -> int:
+        """Where the entry ends."""
+        for step in self.steps:
+            at = at + step.size if isinstance(step, Run) else _variable(data, at, step.form)[1]
+        return at
+
+
+def _variable(data: bytes, at: int, form: int) -> tuple[Any, int]:
+    """A value whose size is not known beforehand, and where it ends."""
+    if form in _NUMBERS:
+        return unsigned(data, at)
+    if form == Form.SDATA:
+        return signed(data, at)
+    if form == Form.STRING:
+        end = data.index(b"\0", at)
+        return data[at:end].decode(errors="replace"), end + 1
+    if form in _BLOCKS:
+        width = _BLOCKS[form]
+        if width:
+            size, start = int.from_bytes(data[at : at + width], "little"), at + width
+        else:
+            size, start = unsigned(data, at)
+        if start + size > len(data):
+            raise Corrupt("a block beyond the end")
+        return data[start : start + size], start + size
+    if form in (Form.STRX3, Form.ADDRX3):
+        return int.from_bytes(data[at : at + 3], "little"), at + 3
+    raise Unusable(f"its debug information has values of a form that is not known here ({form:#x})")
+
+
+class Tables:
+    """All tables of abbreviations, each read once."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._known: dict[tuple[int, int], dict[int, Abbreviation]] = {}
+        self._left = MAX_ABBREVIATIONS
+
+    def at(self, offset: int, offset_size: int) -> dict[int, Abbreviation]:
+        key = offset, offset_size
+        if key not in self._known:
+            self._known[key] = self._read(offset, offset_size)
+        return self._known[key]
+
+    def _read(self, at: int, offset_size: int) -> dict[int, Abbreviation]:
+        data, table = self._data, dict[int, Abbreviation]()
+        while True:
+            code, at = unsigned(data, at)
+            if not code:
+                return table
+            self._left -= 1
+            if self._left < 0:
+                raise Unusable(f"its debug information has more than {MAX_ABBREVIATIONS} abbreviations")
+            tag, at = unsigned(data, at)
+            children = data[at] != 0
+            attributes, at = self._attributes(at + 1)
+            table[code] = abbreviation = Abbreviation(tag, children, attributes, offset_size)
+            abbreviation.require_own()
+
+    def _attributes(self, at: int) -> tuple[list[tuple[int, int, int]], int]:
+        data, found = self._data, list[tuple[int, int, int]]()
+        while True:
+            attribute, at = unsigned(data, at)
+            form, at = unsigned(data, at)
+            constant = 0
+            if form == Form.IMPLICIT_CONST:
+                constant, at = signed(data, at)
+            if not attribute and not form:
+                return found, at
+            found.append((attribute, form, constant))
+            if len(found) > MAX_ATTRIBUTES:
+                raise Corrupt("an abbreviation with too many attributes")

@@ -1,0 +1,149 @@
+"""The numbers of DWARF 4 and 5 that are looked at (sections 7.5 to 7.8 of the standards), and GNU's own."""
+
+from __future__ import annotations
+
+
+class Tag:
+    ARRAY = 0x01
+    CLASS = 0x02
+    ENUMERATION = 0x04
+    PARAMETER = 0x05
+    LEXICAL_BLOCK = 0x0B
+    MEMBER = 0x0D
+    POINTER = 0x0F
+    REFERENCE = 0x10
+    COMPILE_UNIT = 0x11
+    STRUCTURE = 0x13
+    SUBROUTINE_TYPE = 0x15
+    TYPEDEF = 0x16
+    UNION = 0x17
+    UNSPECIFIED_PARAMETERS = 0x18
+    INHERITANCE = 0x1C
+    POINTER_TO_MEMBER = 0x1F
+    SUBRANGE = 0x21
+    BASE = 0x24
+    CONST = 0x26
+    ENUMERATOR = 0x28
+    SUBPROGRAM = 0x2E
+    VARIABLE = 0x34
+    VOLATILE = 0x35
+    RESTRICT = 0x37
+    NAMESPACE = 0x39
+    UNSPECIFIED_TYPE = 0x3B
+    PARTIAL_UNIT = 0x3C
+    TYPE_UNIT = 0x41
+    RVALUE_REFERENCE = 0x42
+    ATOMIC = 0x47
+    SKELETON_UNIT = 0x4A
+
+
+class At:
+    SIBLING = 0x01
+    LOCATION = 0x02
+    NAME = 0x03
+    BYTE_SIZE = 0x0B
+    BIT_OFFSET = 0x0C
+    BIT_SIZE = 0x0D
+    LOW_PC = 0x11
+    COMP_DIR = 0x1B
+    CONST_VALUE = 0x1C
+    INLINE = 0x20
+    UPPER_BOUND = 0x2F
+    ABSTRACT_ORIGIN = 0x31
+    COUNT = 0x37
+    DATA_MEMBER_LOCATION = 0x38
+    DECLARATION = 0x3C
+    ENCODING = 0x3E
+    EXTERNAL = 0x3F
+    SPECIFICATION = 0x47
+    TYPE = 0x49
+    VTABLE_ELEM_LOCATION = 0x4D
+    RANGES = 0x55
+    SIGNATURE = 0x69
+    DATA_BIT_OFFSET = 0x6B
+    LINKAGE_NAME = 0x6E
+    STR_OFFSETS_BASE = 0x72
+    ADDR_BASE = 0x73
+    DWO_NAME = 0x76
+    ALIGNMENT = 0x88
+    GNU_VECTOR = 0x2107
+    GNU_DWO_NAME = 0x2130
+
+
+class Form:
+    ADDR = 0x01
+    BLOCK2 = 0x03
+    BLOCK4 = 0x04
+    DATA2 = 0x05
+    DATA4 = 0x06
+    DATA8 = 0x07
+    STRING = 0x08
+    BLOCK = 0x09
+    BLOCK1 = 0x0A
+    DATA1 = 0x0B
+    FLAG = 0x0C
+    SDATA = 0x0D
+    STRP = 0x0E
+    UDATA = 0x0F
+    REF_ADDR = 0x10
+    REF1 = 0x11
+    REF2 = 0x12
+    REF4 = 0x13
+    REF8 = 0x14
+    REF_UDATA = 0x15
+    INDIRECT = 0x16
+    SEC_OFFSET = 0x17
+    EXPRLOC = 0x18
+    FLAG_PRESENT = 0x19
+    STRX = 0x1A
+    ADDRX = 0x1B
+    REF_SUP4 = 0x1C
+    STRP_SUP = 0x1D
+    DATA16 = 0x1E
+    LINE_STRP = 0x1F
+    REF_SIG8 = 0x20
+    IMPLICIT_CONST = 0x21
+    LOCLISTX = 0x22
+    RNGLISTX = 0x23
+    REF_SUP8 = 0x24
+    STRX1 = 0x25
+    STRX2 = 0x26
+    STRX3 = 0x27
+    STRX4 = 0x28
+    ADDRX1 = 0x29
+    ADDRX2 = 0x2A
+    ADDRX3 = 0x2B
+    ADDRX4 = 0x2C
+    GNU_REF_ALT = 0x1F20
+    GNU_STRP_ALT = 0x1F21
+
+
+class UnitType:
+    COMPILE = 1
+    TYPE = 2
+    PARTIAL = 3
+    SKELETON = 4
+    SPLIT_COMPILE = 5
+    SPLIT_TYPE = 6
+
+
+class Op:
+    ADDR = 0x03
+    CONST4U = 0x0C
+    CONST8U = 0x0E
+    CONSTU = 0x10
+    PLUS_UCONST = 0x23
+    FORM_TLS_ADDRESS = 0x9B
+    ADDRX = 0xA1
+    CONSTX = 0xA2
+    GNU_PUSH_TLS_ADDRESS = 0xE0
+
+
+class Encoding:
+    BOOLEAN = 0x02
+    COMPLEX_FLOAT = 0x03
+    FLOAT = 0x04
+    SIGNED = 0x05
+    SIGNED_CHAR = 0x06
+    UNSIGNED = 0x07
+    UNSIGNED_CHAR = 0x08

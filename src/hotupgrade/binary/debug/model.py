@@ -1,0 +1,86 @@
+"""What was read of a build's types: plain data that can be compared, and kept in a cache.
+
+A *text* describes a type so that equal texts mean equal layouts: typedefs, ``const`` and ``volatile`` are left out,
+``_Atomic`` stays, and a type with a name stands between backquotes, to be looked up by that name
+("`struct conn` * [4]", read from left to right: four pointers to ``struct conn``).
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+_NAME = re.compile(r"`([^`]*)`")
+
+
+class Field(msgspec.Struct, frozen=True, array_like=True):
+    """A member of a structure; those of unnamed structures within it are its own.
+
+    ``bit`` counts from the start of the structure; ``bits`` is the width of a bit-field, 0 for any other member.
+    ``name`` is "" for nothing: base classes are ``<base NAME>``, virtual functions ``<virtual N>``.
+    """
+
+    name: str
+    bit: int
+    bits: int
+    text: str
+
+
+class Definition(msgspec.Struct, frozen=True, array_like=True):
+    """One type with a name: a structure, a union, or an enumeration.
+
+    ``size`` is in bytes (-1: not said); ``alignment`` is what the source asked for explicitly, or 0.
+    ``enumerators`` are those of an enumeration, ``text`` what it is stored as.
+    """
+
+    kind: str  # struct, union, enum
+    size: int
+    alignment: int
+    fields: tuple[Field, ...] = ()
+    enumerators: tuple[tuple[str, int], ...] = ()
+    text: str = ""
+
+
+class Variable(msgspec.Struct, frozen=True, array_like=True):
+    """A variable with a fixed place.
+
+    ``address`` is a vaddr, or the offset in the thread-local block; ``scope`` is the function that it is local to.
+    """
+
+    address: int
+    thread_local: bool
+    name: str
+    scope: str
+    file: str
+    text: str
+
+
+class Debug(msgspec.Struct, frozen=True):
+    """The debug information of a build.
+
+    ``missing`` says why there is none, or "".  Files go by their last name, as in symbol tables.  ``types`` holds, for
+    each name, which definitions (indices into ``definitions``) which files (indices into ``files``) have of it: files
+    may each have a private type of one name.  ``functions`` maps (name, file; file is "" for a global name) to the
+    texts of its prototypes; ``imports`` the same for functions that are only declared.  ``constants`` are the
+    enumerators of enumerations without a name: (name, file) to values.  ``lone`` are those that are alone in theirs.
+    """
+
+    missing: str = ""
+    files: list[str] = []  # noqa: RUF012 (msgspec copies mutable defaults)
+    definitions: list[Definition] = []  # noqa: RUF012
+    types: dict[str, list[tuple[int, list[int]]]] = {}  # noqa: RUF012
+    variables: list[Variable] = []  # noqa: RUF012
+    functions: list[tuple[str, str, list[str]]] = []  # noqa: RUF012
+    imports: dict[str, list[str]] = {}  # noqa: RUF012
+    constants: list[tuple[str, str, bool, list[int]]] = []  # noqa: RUF012
+
+
+def names_in(text: str) -> list[str]:
+    """The names of the types that a text leads to."""
+    return _NAME.findall(text)
+
+
+def plain(text: str) -> str:
+    """A text for a person."""
+    return text.replace("`", "")

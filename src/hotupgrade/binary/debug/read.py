@@ -1,0 +1,152 @@
+"""A build's debug information, read from its sections."""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+
+from hotupgrade.binary.debug.abbreviations import unsigned
+from hotupgrade.binary.debug.constants import At, Op, Tag
+from hotupgrade.binary.debug.describe import (
+    define,
+    enumerators_of,
+    function_name,
+    is_definition,
+    name_of,
+    origin,
+    prototype,
+    scope_of,
+    type_of,
+)
+from hotupgrade.binary.debug.model import Debug, Definition, Variable
+from hotupgrade.binary.debug.sections import Corrupt, Sections, Unusable
+from hotupgrade.binary.debug.units import Entry, Units
+from hotupgrade.binary.model import Section
+
+# What a file that is not as it should be makes the reader stumble over.
+_STUMBLES = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, RecursionError)
+_TLS_OPERATIONS = (Op.FORM_TLS_ADDRESS, Op.GNU_PUSH_TLS_ADDRESS)
+
+
+def read_debug(data: bytes, sections: Mapping[str, Section]) -> Debug:
+    """Never raises for what the file says: what cannot be used is as if it were not there, and ``missing`` says why."""
+    try:
+        contents = Sections(data, sections)
+        if not contents.info:
+            return Debug(missing="it has no debug information")
+        return _Reader(Units(contents)).read()
+    except Unusable as error:
+        return Debug(missing=str(error))
+    except _STUMBLES as error:
+        return Debug(missing=str(Corrupt(type(error).__name__)))
+
+
+class _Reader:
+    def __init__(self, units: Units) -> None:
+        self._units = units
+        self._files: dict[str, int] = {}
+        self._definitions: dict[Definition, int] = {}
+        self._types: dict[str, dict[int, dict[int, None]]] = defaultdict(lambda: defaultdict(dict))
+        self._variables: dict[Variable, None] = {}
+        self._functions: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+        self._imports: dict[str, dict[str, None]] = defaultdict(dict)
+        self._constants: dict[tuple[str, str, bool], dict[int, None]] = defaultdict(dict)
+
+    def read(self) -> Debug:
+        for unit in self._units:
+            file = unit.root.name.rsplit("/", 1)[-1]
+            number = self._files.setdefault(file, len(self._files))
+            for entry in unit.load().values():
+                self._add(entry, file, number)
+        return Debug(
+            files=list(self._files),
+            definitions=list(self._definitions),
+            types={
+                name: [(index, sorted(files)) for index, files in sorted(found.items())]
+                for name, found in sorted(self._types.items())
+            },
+            variables=sorted(self._variables, key=lambda v: (v.thread_local, v.address, v.name, v.scope)),
+            functions=[(name, file, list(texts)) for (name, file), texts in sorted(self._functions.items())],
+            imports={name: list(texts) for name, texts in sorted(self._imports.items())},
+            constants=[(*key, list(values)) for key, values in sorted(self._constants.items())],
+        )
+
+    def _add(self, entry: Entry, file: str, number: int) -> None:
+        tag = entry.tag
+        if tag == Tag.VARIABLE:
+            self._add_variable(entry, file)
+        elif tag == Tag.SUBPROGRAM:
+            self._add_function(entry, file)
+        elif is_definition(entry):
+            name = name_of(entry)
+            if name:
+                found = define(entry)
+                index = self._definitions.setdefault(found, len(self._definitions))
+                self._types[name][index][number] = None
+            elif tag == Tag.ENUMERATION:
+                values = enumerators_of(entry)
+                for enumerator, value in values:
+                    self._constants[scope_of(entry) + enumerator, file, len(values) == 1][value] = None
+
+    def _add_variable(self, entry: Entry, file: str) -> None:
+        location = entry.values.get(At.LOCATION)
+        if not isinstance(location, bytes):
+            return
+        place = _static_place(entry, location)
+        if place is None:
+            return
+        source = origin(entry)
+        typed = entry if At.TYPE in entry.values else source
+        text = type_of(typed)
+        alignment = entry.number(At.ALIGNMENT) or source.number(At.ALIGNMENT)
+        if alignment:
+            text += f" aligned({alignment})"
+        self._variables[Variable(*place, source.name, _function_around(source), file, text)] = None
+
+    def _add_function(self, entry: Entry, file: str) -> None:
+        here = At.LOW_PC in entry.values or At.RANGES in entry.values or At.INLINE in entry.values
+        source = origin(entry)
+        name = function_name(entry)
+        if not name or (At.ABSTRACT_ORIGIN in entry.values and not entry.children):
+            return
+        external = At.EXTERNAL in source.values or At.EXTERNAL in entry.values
+        if here:
+            whole = source if At.ABSTRACT_ORIGIN in entry.values else entry
+            text = prototype(whole) if At.TYPE in whole.values or whole is source else _with_result(whole, source)
+            self._functions[name, "" if external else file][text] = None
+        elif At.DECLARATION in entry.values and entry.parent is not None and entry.parent.tag == Tag.COMPILE_UNIT:
+            self._imports[name][prototype(entry)] = None
+
+
+def _with_result(entry: Entry, declaration: Entry) -> str:
+    """A definition outside of its class leaves the result's type to the declaration there."""
+    return prototype(entry).rpartition(" -> ")[0] + " -> " + type_of(declaration)
+
+
+def _static_place(entry: Entry, location: bytes) -> tuple[int, bool] | None:
+    """(address, whether thread-local) of a variable with a fixed place."""
+    if not location:
+        return None
+    operation = location[0]
+    if operation == Op.ADDR and len(location) == 9:
+        return int.from_bytes(location[1:9], "little"), False
+    if operation in (Op.CONST8U, Op.CONST4U) and location[-1] in _TLS_OPERATIONS:
+        return int.from_bytes(location[1:-1], "little"), True
+    if operation in (Op.ADDRX, Op.CONSTX):
+        index, end = unsigned(location, 1)
+        if operation == Op.ADDRX and end == len(location):
+            return entry.unit.indexed_address(index), False
+        if operation == Op.CONSTX and location[-1] in _TLS_OPERATIONS:
+            return entry.unit.indexed_address(index), True
+    return None
+
+
+def _function_around(entry: Entry) -> str:
+    """The function that an entry is local to, or ""."""
+    parent = entry.parent
+    while parent is not None:
+        if parent.tag == Tag.SUBPROGRAM:
+            return function_name(parent)
+        parent = parent.parent
+    return ""

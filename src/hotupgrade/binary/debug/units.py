@@ -1,0 +1,322 @@
+"""Units and the tree of entries in them."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any
+
+from hotupgrade.binary.debug.abbreviations import Abbreviation, Tables, Values, unsigned
+from hotupgrade.binary.debug.constants import At, Form, Tag, UnitType
+from hotupgrade.binary.debug.sections import Corrupt, Sections, Unusable
+
+MAX_ENTRIES = 3_000_000  # of the units that are held at one time
+MAX_DEPTH = 512
+MAX_STRING = 1 << 16
+MAX_STRINGS = 1 << 28  # bytes of all strings
+
+_LENGTH_64 = 0xFFFFFFFF
+_LENGTH_RESERVED = 0xFFFFFFF0
+_OWN_REFERENCES = frozenset((Form.REF1, Form.REF2, Form.REF4, Form.REF8, Form.REF_UDATA))
+_STRING_INDICES = frozenset((Form.STRX, Form.STRX1, Form.STRX2, Form.STRX3, Form.STRX4))
+_ADDRESS_INDICES = frozenset((Form.ADDRX, Form.ADDRX1, Form.ADDRX2, Form.ADDRX3, Form.ADDRX4))
+_TYPES = frozenset((Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION))
+
+
+class Entry:
+    """One entry: its values by attribute, and those of its children that are looked at."""
+
+    __slots__ = ("abbreviation", "alias", "children", "parent", "text", "unit", "values")
+
+    def __init__(self, unit: Unit, abbreviation: Abbreviation, values: Values, parent: Entry | None) -> None:
+        self.unit = unit
+        self.abbreviation = abbreviation
+        self.values = values
+        self.parent = parent
+        self.children: list[Entry] = []
+        self.alias = ""  # the typedef that gives an unnamed type its name
+        self.text: str | None = None  # filled in by who describes types
+
+    @property
+    def tag(self) -> int:
+        return self.abbreviation.tag
+
+    @property
+    def name(self) -> str:
+        return self.string(At.NAME)
+
+    def string(self, attribute: int) -> str:
+        """A string, "" if there is none."""
+        value = self.values.get(attribute)
+        return "" if value is None else self.unit.string(self.abbreviation.forms[attribute], value)
+
+    def address(self, attribute: int) -> int | None:
+        value = self.values.get(attribute)
+        if value is None:
+            return None
+        form = self.abbreviation.forms[attribute]
+        return self.unit.indexed_address(value) if form in _ADDRESS_INDICES else int(value)
+
+    def number(self, attribute: int) -> int | None:
+        """A constant; None if it is absent or computed."""
+        value = self.values.get(attribute)
+        return int(value) if isinstance(value, int) else None
+
+    def signed(self, attribute: int) -> int | None:
+        """A constant that may be negative: fixed sizes do not say."""
+        value = self.number(attribute)
+        bits = _BITS.get(self.abbreviation.forms.get(attribute, 0))
+        if value is not None and bits and value >> (bits - 1):
+            value -= 1 << bits
+        return value
+
+    def entry(self, attribute: int) -> Entry | None:
+        """The entry that an attribute names, if it is one that is looked at."""
+        value = self.values.get(attribute)
+        if value is None:
+            return None
+        form = self.abbreviation.forms[attribute]
+        unit = self.unit
+        return unit.own(value) if form in _OWN_REFERENCES else unit.units.other(form, value)
+
+
+_BITS = {Form.DATA1: 8, Form.DATA2: 16, Form.DATA4: 32, Form.DATA8: 64}
+
+
+class Unit:
+    """A compile, partial or type unit.  Its entries are read when they are asked for, and can be let go."""
+
+    def __init__(self, units: Units, data: bytes, offset: int) -> None:
+        self.units = units
+        self.in_info = data is units.sections.info
+        self.offset = offset
+        self._data = data
+        try:
+            self._read_header(data, offset)
+        except struct.error as error:
+            raise Corrupt("a unit is cut off") from error
+        if self.end > len(data):
+            raise Corrupt("a unit beyond the end")
+        self._entries: dict[int, Entry] | None = None
+        self._root: Entry | None = None
+        self._strings_base = 0
+        self._addresses_base = 0
+
+    def _read_header(self, data: bytes, at: int) -> None:
+        (length,) = struct.unpack_from("<I", data, at)
+        at, word, size = at + 4, "I", 4
+        if length == _LENGTH_64:
+            (length,) = struct.unpack_from("<Q", data, at)
+            at, word, size = at + 8, "Q", 8
+        elif length >= _LENGTH_RESERVED:
+            raise Corrupt("a unit of an impossible size")
+        self.end, self.offset_size = at + length, size
+        (version,) = struct.unpack_from("<H", data, at)
+        at += 2
+        if version == 5:
+            kind, address_size, self.table = struct.unpack_from("<BB" + word, data, at)
+            at += 2 + size
+        elif version == 4:
+            kind = UnitType.TYPE if data is self.units.sections.types else UnitType.COMPILE
+            self.table, address_size = struct.unpack_from(f"<{word}B", data, at)
+            at += size + 1
+        else:
+            raise Unusable(f"its debug information is DWARF {version}; build with -gdwarf-5 or -gdwarf-4")
+        if address_size != 8:
+            raise Corrupt("addresses are not of eight bytes")
+        if kind in (UnitType.SKELETON, UnitType.SPLIT_COMPILE, UnitType.SPLIT_TYPE):
+            raise Unusable(_SPLIT)
+        self.signature = self.type_offset = 0
+        if kind == UnitType.TYPE:
+            self.signature, self.type_offset = struct.unpack_from("<Q" + word, data, at)
+            at += 8 + size
+        self.first = at
+
+    # Entries
+
+    @property
+    def root(self) -> Entry:
+        """The unit's own entry; its children are what the file declares."""
+        self.load()
+        assert self._root is not None
+        return self._root
+
+    def load(self) -> dict[int, Entry]:
+        """All entries that are looked at, by offset in the section."""
+        if self._entries is None:
+            self._entries = {}
+            self._walk(self._entries)
+            self.units.held += len(self._entries)
+            _name_by_typedef(self._entries)
+        return self._entries
+
+    def release(self) -> None:
+        if self._entries is not None:
+            self.units.held -= len(self._entries)
+        self._entries = self._root = None
+
+    def own(self, offset: int) -> Entry | None:
+        """The entry at an offset from the unit's start."""
+        return self.load().get(self.offset + offset)
+
+    def _walk(self, found: dict[int, Entry]) -> None:
+        data, at, end, units = self._data, self.first, self.end, self.units
+        table = units.tables.at(self.table, self.offset_size)
+        room = MAX_ENTRIES - units.held
+        parents: list[Entry | None] = []
+        parent: Entry | None = None
+        while at < end:
+            start = at
+            code, at = (data[at], at + 1) if data[at] < 0x80 else unsigned(data, at)
+            if not code:
+                if not parents:
+                    return  # padding
+                parent = parents.pop()
+                if not parents:
+                    return
+                continue
+            abbreviation = table[code]
+            if not abbreviation.wanted or (parent is None and parents):
+                after = abbreviation.end(data, at)
+                if abbreviation.children and At.SIBLING in abbreviation.forms:
+                    at = self._sibling(abbreviation.decode(data, at)[0], after)
+                    continue
+                at = after
+                if abbreviation.children:
+                    parents.append(parent)
+                    parent = None
+                elif not parents:
+                    return
+            else:
+                run = abbreviation.only_run
+                if run is not None:
+                    values = dict(zip(run.names, run.unpack(data, at), strict=True))
+                    at += run.size
+                    if abbreviation.constants:
+                        values.update(abbreviation.constants)
+                else:
+                    values, at = abbreviation.decode(data, at)
+                found[start] = entry = Entry(self, abbreviation, values, parent)
+                if len(found) > room:
+                    raise Unusable(f"its debug information has more than {MAX_ENTRIES} entries in one unit")
+                if parent is None:
+                    self._begin(entry)
+                else:
+                    parent.children.append(entry)
+                if abbreviation.children:
+                    parents.append(parent)
+                    parent = entry
+                elif not parents:
+                    return
+            if len(parents) > MAX_DEPTH:
+                raise Corrupt("entries are nested too deep")
+        if at > end or parents:
+            raise Corrupt("a unit ends in the middle of an entry")
+
+    def _sibling(self, values: Values, after: int) -> int:
+        """Where the entry behind the children of this one is; only ever further on."""
+        offset = self.offset + int(values[At.SIBLING])
+        if not after < offset <= self.end:
+            raise Corrupt("a sibling in the wrong place")
+        return offset
+
+    def _begin(self, root: Entry) -> None:
+        self._root = root
+        if root.tag == Tag.SKELETON_UNIT or At.DWO_NAME in root.values or At.GNU_DWO_NAME in root.values:
+            raise Unusable(_SPLIT)
+        self._strings_base = root.number(At.STR_OFFSETS_BASE) or 2 * self.offset_size
+        self._addresses_base = root.number(At.ADDR_BASE) or 8
+
+    # Values that stand for something elsewhere
+
+    def string(self, form: int, value: str | int) -> str:
+        if isinstance(value, str):
+            return value
+        if form in _STRING_INDICES:
+            size = self.offset_size
+            at = self._strings_base + value * size
+            value = int.from_bytes(_bytes(self.units.sections.string_offsets, at, size), "little")
+        return self.units.string(value, in_line_table=form == Form.LINE_STRP)
+
+    def indexed_address(self, index: int) -> int:
+        return int.from_bytes(_bytes(self.units.sections.addresses, self._addresses_base + 8 * index, 8), "little")
+
+
+_SPLIT = "its debug information is in .dwo files; build without -gsplit-dwarf"
+
+
+def _bytes(data: bytes, at: int, size: int) -> bytes:
+    found = data[at : at + size]
+    if len(found) != size:
+        raise Corrupt("something lies beyond the end of its section")
+    return found
+
+
+def _name_by_typedef(entries: dict[int, Entry]) -> None:
+    """``typedef struct { ... } name``: the first such typedef names the type."""
+    for entry in entries.values():
+        if entry.tag == Tag.TYPEDEF and entry.abbreviation.forms.get(At.TYPE) in _OWN_REFERENCES:
+            target = entries.get(entry.unit.offset + entry.values[At.TYPE])
+            if target is not None and target.tag in _TYPES and not target.alias and At.NAME not in target.values:
+                target.alias = entry.name
+
+
+class Units:
+    """All units of a file."""
+
+    def __init__(self, sections: Sections) -> None:
+        self.sections = sections
+        self.tables = Tables(sections.abbreviations)
+        self.held = 0  # entries of the units that are loaded
+        self.across = False  # whether entries name entries of other units
+        self._texts: dict[tuple[bool, int], str] = {}
+        self._text_room = MAX_STRINGS
+        self._units = [*self._headers(sections.info), *self._headers(sections.types)]
+        plain = [unit for unit in self._units if unit.in_info]
+        self._starts = [unit.offset for unit in plain]
+        self._plain = plain
+        self._by_signature = {unit.signature: unit for unit in self._units if unit.signature}
+
+    def __iter__(self) -> Iterator[Unit]:
+        """Each unit, loaded; it is let go afterwards unless another unit may lead back to it."""
+        for unit in self._units:
+            self.sections.check_time()
+            unit.load()
+            yield unit
+            if not self.across:
+                unit.release()
+
+    def _headers(self, data: bytes) -> list[Unit]:
+        found, at = list[Unit](), 0
+        while at < len(data):
+            unit = Unit(self, data, at)
+            abbreviations = self.tables.at(unit.table, unit.offset_size).values()
+            self.across |= any(abbreviation.leads_across for abbreviation in abbreviations)
+            found.append(unit)
+            at = unit.end
+        return found
+
+    def string(self, offset: int, *, in_line_table: bool) -> str:
+        key = in_line_table, offset
+        text = self._texts.get(key)
+        if text is None:
+            data = self.sections.line_strings if in_line_table else self.sections.strings
+            end = data.find(b"\0", offset, offset + MAX_STRING)
+            if end < 0:
+                raise Corrupt("a name without an end")
+            self._text_room -= end - offset
+            if self._text_room < 0:
+                raise Corrupt("names that overlap")
+            self._texts[key] = text = data[offset:end].decode(errors="replace")
+        return text
+
+    def other(self, form: int, value: int) -> Entry | None:
+        """An entry of any unit: by its offset in the section, or by the signature of its unit."""
+        if form == Form.REF_SIG8:
+            unit = self._by_signature.get(value)
+            return None if unit is None else unit.own(unit.type_offset)
+        if form != Form.REF_ADDR:
+            raise Corrupt("a reference of a form that is none")
+        index = bisect_right(self._starts, value) - 1
+        return self._plain[index].load().get(value) if index >= 0 else None
