@@ -342,7 +342,9 @@ class Matcher:
         return Counter(
             (old, new)
             for old, new in votes
-            if self.old.local[old] and self.new.local[new] and self.old.keys[old] == self.new.keys[new]
+            if self.old.local[old]
+            and self.new.local[new]
+            and self.old.keys[old] == self.new.keys[new]
             and not self._apart(old, new)
         )
 

@@ -219,7 +219,9 @@ class World:
 
     def judge(self, library: Path, options: PlanOptions | None = None) -> tuple[list[Reason], list[Reason]]:
         new = self.open(library)
-        return verdict(self.images, self.current, new, self._comparisons(new), options or PlanOptions())
+        return verdict(
+            self.images, self.current, new, self._comparisons(new), options or PlanOptions(trust_layout=True)
+        )
 
     def open(self, library: Path) -> Build:
         new = Build.open(library)
@@ -238,7 +240,7 @@ class World:
         other_slots: Sequence[tuple[int, int, str]] = (),
         scene: Any = None,
     ) -> ModulePlan:
-        new, options = self.open(library), options or PlanOptions()
+        new, options = self.open(library), options or PlanOptions(trust_layout=True)
         comparisons = self._comparisons(new)
         size = footprint(new)
         reserve = {}

@@ -20,14 +20,16 @@ from unit.conftest import Compiler
 from unit.plan.scenes import BASE, FakeScene
 
 SECOND, THIRD = BASE + 0x1000000, BASE + 0x2000000
-WHOLE = PlanOptions(whole=True)
+WHOLE = PlanOptions(whole=True, trust_layout=True)
 
 
 def plan(
     scene: FakeScene, images: list[Image], current: int, new: Build, base: int, options: PlanOptions | None = None
 ) -> ModulePlan:
     comparisons = [compare(image.build, new) for image in images]
-    return make_plan("module", images, current, new, comparisons, scene, base, options or PlanOptions())
+    return make_plan(
+        "module", images, current, new, comparisons, scene, base, options or PlanOptions(trust_layout=True)
+    )
 
 
 def apply(scene: FakeScene, made: ModulePlan) -> None:

@@ -14,7 +14,7 @@ from hotupgrade.plan.model import EditKind, Image
 from hotupgrade.plan.options import PlanOptions
 from unit.plan.inprocess import RTLD_GLOBAL, RTLD_LAZY, RTLD_NOW, World, compile_library, in_child, memory_of
 
-WHOLE = PlanOptions(whole=True)
+WHOLE = PlanOptions(whole=True, trust_layout=True)
 
 FLAVOURS = {
     "plain": (),
@@ -99,7 +99,7 @@ SINK_2 = (
 )
 
 
-@pytest.mark.parametrize("options", [PlanOptions(), WHOLE], ids=["changed", "whole"])
+@pytest.mark.parametrize("options", [PlanOptions(trust_layout=True), WHOLE], ids=["changed", "whole"])
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @in_child
 def test_everything_at_once(tmp_path: Path, flavour: str, options: PlanOptions) -> None:
@@ -160,7 +160,7 @@ int third(void) { static int state = 30; return state++; }
 """
 
 
-@pytest.mark.parametrize("options", [PlanOptions(), WHOLE], ids=["changed", "whole"])
+@pytest.mark.parametrize("options", [PlanOptions(trust_layout=True), WHOLE], ids=["changed", "whole"])
 @in_child
 def test_renumbered_statics_keep_their_values(tmp_path: Path, options: PlanOptions) -> None:
     added = "int zeroth(void) { static int state = 5; return state++; }\n"
@@ -264,7 +264,7 @@ int step(int which, int x) {
 """
 
 
-@pytest.mark.parametrize("options", [PlanOptions(), WHOLE], ids=["changed", "whole"])
+@pytest.mark.parametrize("options", [PlanOptions(trust_layout=True), WHOLE], ids=["changed", "whole"])
 @in_child
 def test_switch_tables(tmp_path: Path, options: PlanOptions) -> None:
     world = World(tmp_path, compile_library(tmp_path, SWITCH_1))
@@ -469,7 +469,7 @@ def test_interposed_symbols_stay_interposed(tmp_path: Path) -> None:
     assert world.call("run", 1) == 77 + 1000 + 20 + 6
     address = world.call("address", result=ctypes.c_void_p)
     new = source.replace("own() +", "own() * 2 +").replace("return 10", "return 11").replace("{ 1, 2 }", "{ 1, 3 }")
-    for options in (PlanOptions(), WHOLE):
+    for options in (PlanOptions(trust_layout=True), WHOLE):
         plan = world.upgrade(compile_library(tmp_path, new, "-fno-inline", "-fno-builtin"), options)
         assert world.call("run", 1) == 77 + 1000 + 40 + 6
         assert world.call("address", result=ctypes.c_void_p) == address
@@ -551,12 +551,12 @@ def test_imports_of_other_modules(tmp_path: Path) -> None:
     home = world.address("work")
     slot = _slot_holding(world, home, "libuser.so")
     new = compile_library(tmp_path, source.replace("+= x", "+= 2 * x"))
-    plan = world.upgrade(new, PlanOptions(imports=True), [(slot, home, "libuser.so: work")])
+    plan = world.upgrade(new, PlanOptions(imports=True, trust_layout=True), [(slot, home, "libuser.so: work")])
     assert {edit.kind for edit in plan.edits} == {EditKind.JUMP, EditKind.IMPORT}
     copy = world.new_address("work")
     assert world.read(slot, 8) == struct.pack("<Q", copy)
     assert caller.go(1) == 4
-    world.upgrade(old, PlanOptions(), [(slot, copy, "libuser.so: work")])
+    world.upgrade(old, PlanOptions(trust_layout=True), [(slot, copy, "libuser.so: work")])
     assert world.read(slot, 8) == struct.pack("<Q", home)
     assert caller.go(1) == 5
 
@@ -623,7 +623,7 @@ def test_a_base_out_of_reach_is_refused(tmp_path: Path) -> None:
     comparisons = [world.compare(world.images[0].build, new)]
     far = world.images[0].base - (3 << 30)
     with pytest.raises(Refused) as refusal:
-        make_plan("x", world.images, 0, new, comparisons, world, far, PlanOptions())
+        make_plan("x", world.images, 0, new, comparisons, world, far, PlanOptions(trust_layout=True))
     assert {reason.code for reason in refusal.value.reasons} == {"out-of-reach"}
 
 

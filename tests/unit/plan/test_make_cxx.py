@@ -11,8 +11,8 @@ from hotupgrade.plan.model import ModulePlan
 from hotupgrade.plan.options import PlanOptions
 from unit.plan.inprocess import World, compile_library, in_child
 
-WHOLE = PlanOptions(whole=True)
-BOTH = pytest.mark.parametrize("options", [PlanOptions(), WHOLE], ids=["changed", "whole"])
+WHOLE = PlanOptions(whole=True, trust_layout=True)
+BOTH = pytest.mark.parametrize("options", [PlanOptions(trust_layout=True), WHOLE], ids=["changed", "whole"])
 
 EXCEPTIONS = """
 #include <exception>

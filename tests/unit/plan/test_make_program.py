@@ -79,7 +79,9 @@ def constants(plan: ModulePlan) -> list[int]:
     return [edit.address for edit in plan.edits if edit.kind is EditKind.CONSTANT]
 
 
-@pytest.mark.parametrize("options", [PlanOptions(), PlanOptions(whole=True)], ids=["changed", "whole"])
+@pytest.mark.parametrize(
+    "options", [PlanOptions(trust_layout=True), PlanOptions(whole=True, trust_layout=True)], ids=["changed", "whole"]
+)
 @in_child
 def test_a_program_with_copied_variables(tmp_path: Path, options: PlanOptions) -> None:
     library = compile_library(tmp_path, LIBRARY % {"first": 1})

@@ -12,7 +12,7 @@ from hotupgrade.errors import Refused
 from hotupgrade.plan.options import PlanOptions
 from unit.plan.inprocess import World, compile_library, in_child
 
-WHOLE = PlanOptions(whole=True)
+WHOLE = PlanOptions(whole=True, trust_layout=True)
 
 SOURCE = """
 #include <stdio.h>
@@ -54,7 +54,7 @@ def on_a_new_thread(work: object) -> int:
     return results[0]
 
 
-@pytest.mark.parametrize("options", [PlanOptions(), WHOLE], ids=["changed", "whole"])
+@pytest.mark.parametrize("options", [PlanOptions(trust_layout=True), WHOLE], ids=["changed", "whole"])
 @pytest.mark.parametrize("model", MODELS)
 @in_child
 def test_the_same_layout(tmp_path: Path, model: str, options: PlanOptions) -> None:
@@ -111,7 +111,7 @@ def test_new_thread_locals_in_a_module_with_static_storage(tmp_path: Path, model
     world.call("bump")
     where = world.call("where", result=ctypes.c_void_p)
     new = compile_library(tmp_path, INSERTED + anchor + source(2, extra="first += 5;"), *flags)
-    for options in (PlanOptions(), WHOLE):
+    for options in (PlanOptions(trust_layout=True), WHOLE):
         world.upgrade(new, options)
         assert world.call("use", 5) == 5 + 16 + 2
         assert world.call("anchored") == 3

@@ -25,7 +25,7 @@ from unit.conftest import Compiler
 from unit.plan.scenes import BASE, FakeScene
 
 SECOND = BASE + 0x1000000
-WHOLE = PlanOptions(whole=True)
+WHOLE = PlanOptions(whole=True, trust_layout=True)
 
 
 @dataclass
@@ -40,7 +40,14 @@ class Placed:
     @classmethod
     def make(cls, old: Build, new: Build, scene: FakeScene, options: PlanOptions | None = None) -> Placed:
         plan = make_plan(
-            "module", [Image(old, BASE)], 0, new, [compare(old, new)], scene, SECOND, options or PlanOptions()
+            "module",
+            [Image(old, BASE)],
+            0,
+            new,
+            [compare(old, new)],
+            scene,
+            SECOND,
+            options or PlanOptions(trust_layout=True),
         )
         assert plan.image is not None
         memory = bytearray(plan.image.size)
@@ -286,7 +293,7 @@ def test_the_string_that_was_there_first_is_used_again(compiler: Compiler) -> No
         scene.write(edit.address, edit.new)
     images = [Image(first, BASE), one.plan.placed]
     comparisons = [compare(image.build, third) for image in images]
-    two = make_plan("module", images, 1, third, comparisons, scene, SECOND + 0x1000000, PlanOptions())
+    two = make_plan("module", images, 1, third, comparisons, scene, SECOND + 0x1000000, PlanOptions(trust_layout=True))
     for edit in two.edits:
         scene.write(edit.address, edit.new)
     assert scene.read(one.home("names"), 16) == before

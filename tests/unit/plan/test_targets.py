@@ -73,7 +73,9 @@ def plan(compiler: Compiler, old: tuple[str, str], new: tuple[str, str]) -> list
         for value, (behind, pointers) in enumerate((old, new))
     )
     comparisons = [compare(first, second)]
-    made = make_plan("m", [Image(first, BASE)], 0, second, comparisons, FakeScene(first), SECOND, PlanOptions())
+    made = make_plan(
+        "m", [Image(first, BASE)], 0, second, comparisons, FakeScene(first), SECOND, PlanOptions(trust_layout=True)
+    )
     return [edit.what for edit in made.edits if edit.kind == "constant"]
 
 

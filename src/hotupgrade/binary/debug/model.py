@@ -67,13 +67,13 @@ class Debug(msgspec.Struct, frozen=True):
     """
 
     missing: str = ""
-    files: list[str] = []  # noqa: RUF012 (msgspec copies mutable defaults)
-    definitions: list[Definition] = []  # noqa: RUF012
-    types: dict[str, list[tuple[int, list[int]]]] = {}  # noqa: RUF012
-    variables: list[Variable] = []  # noqa: RUF012
-    functions: list[tuple[str, str, list[str]]] = []  # noqa: RUF012
-    imports: dict[str, list[str]] = {}  # noqa: RUF012
-    constants: list[tuple[str, str, bool, list[int]]] = []  # noqa: RUF012
+    files: list[str] = []
+    definitions: list[Definition] = []
+    types: dict[str, list[tuple[int, list[int]]]] = {}
+    variables: list[Variable] = []
+    functions: list[tuple[str, str, list[str]]] = []
+    imports: dict[str, list[str]] = {}
+    constants: list[tuple[str, str, bool, list[int]]] = []
 
 
 def names_in(text: str) -> list[str]:

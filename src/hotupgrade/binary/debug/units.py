@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Any
 
 from hotupgrade.binary.debug.abbreviations import Abbreviation, Tables, Values, unsigned
 from hotupgrade.binary.debug.constants import At, Form, Tag, UnitType
