@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from live.conftest import Start
@@ -47,12 +49,16 @@ def check(program: Program, version: int, calls: int) -> None:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_flavour(build: Builder, start: Start, hu: HotUpgrade, flavour: str) -> None:
     options = Options(flags=FLAVOURS[flavour])
-    one, two = ([build.library(name, version, options) for name in NAMES] for version in (1, 2))
+    one = [build.library(name, 1, options) for name in NAMES]
+    two: list[Path | str] = [build.library(name, 2, options) for name in NAMES]
     program = start(build.host(*one))
     program.call("make")
     program.call("add", 1)
     program.call("add", 20)
     check(program, 1, 1)
+    if flavour == "no-debug":
+        assert hu.upgrade(program.pid, *two).codes() == {"no-debug-information"}
+        two.append("--trust-layout")
     hu.upgraded(program, *two)
     check(program, 2, 2)
     hu.rolled_back(program)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import hotupgrade
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.code import CodeFacts, JumpTable
-from hotupgrade.binary.debug.model import Debug
+from hotupgrade.binary.debug.model import Debug, checked
 from hotupgrade.binary.model import Form, References, TargetKind
 
 FORMAT = 3  # raise it whenever the meaning of an entry or the way to find its contents changes
@@ -224,8 +224,10 @@ class _DebugStore:
     def load(self, build: Build) -> Debug | None:
         found = self._cache.get(cache_key("debug", build))
         try:
-            return None if found is None else msgspec.msgpack.decode(found.array("debug").tobytes(), type=Debug)
-        except (KeyError, ValueError):
+            if found is None:
+                return None
+            return checked(msgspec.msgpack.decode(found.array("debug").tobytes(), type=Debug))
+        except (KeyError, ValueError, msgspec.MsgspecError):
             return None
 
     def save(self, build: Build, debug: Debug) -> None:

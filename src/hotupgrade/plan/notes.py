@@ -12,6 +12,7 @@ from hotupgrade.plan.case import Case
 from hotupgrade.plan.copies import STARTUP, startup
 from hotupgrade.plan.homes import NEW
 from hotupgrade.plan.layouts import layout_notes
+from hotupgrade.plan.prototypes import prototype_notes
 
 
 def notes(case: Case) -> list[Reason]:
@@ -19,6 +20,7 @@ def notes(case: Case) -> list[Reason]:
     if not case.nothing_changes:
         for topic in (layout_notes, _initial_values, _constructors, _destructors, _removed):
             found += topic(case)
+        found += prototype_notes(case.running)
     return found
 
 

@@ -6,7 +6,7 @@ what the new build itself has.  Callers in other modules are another matter.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,20 +56,20 @@ def prototype_notes(comparison: Comparison) -> Iterator[Reason]:
 
 
 def prototype_reasons(
-    comparison: Comparison, importers: Mapping[str, Collection[str]], upgraded: Mapping[str, Debug]
+    comparison: Comparison, importers: Mapping[str, Callable[[str], bool]], upgraded: Mapping[str, Debug]
 ) -> Iterator[Reason]:
     """Changed prototypes of functions that other modules call.
 
     Args:
         comparison: of the module that defines them.
-        importers: other modules of the process, and the names that each imports.
+        importers: other modules of the process, and whether each imports a name.
         upgraded: those of them that get a new build in the same commit, and what that says.
     """
     for changed in changed_prototypes(comparison):
         if not changed.exported:
             continue
-        for module, names in importers.items():
-            wanted = [name for name in changed.names if name in names]
+        for module, imports in importers.items():
+            wanted = [name for name in changed.names if imports(name)]
             if not wanted:
                 continue
             debug = upgraded.get(module)

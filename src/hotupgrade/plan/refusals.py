@@ -18,6 +18,7 @@ from hotupgrade.plan.edits import entries_without_room
 from hotupgrade.plan.homes import NEW, Rehomed
 from hotupgrade.plan.hooks import migration_reasons
 from hotupgrade.plan.layouts import layout_reasons
+from hotupgrade.plan.migrations import claimed_objects, claimed_types
 from hotupgrade.plan.pieces import rows_named
 from hotupgrade.plan.select import DATA
 
@@ -27,7 +28,7 @@ _THREAD_POINTER = (int(iced_x86.Register.FS), int(iced_x86.Register.NONE))
 
 
 def refusals(case: Case, exempt: Collection[str] = frozenset()) -> list[Reason]:
-    """``exempt``: names of types and variables for which the operator brings a migration."""
+    """``exempt``: names of types and variables that are taken care of, besides those that hooks are for."""
     checks = (
         _text_relocations,
         _unclear_code,
@@ -48,7 +49,8 @@ def refusals(case: Case, exempt: Collection[str] = frozenset()) -> list[Reason]:
     for check in checks:
         for reason in check(case):
             found.setdefault((reason.code, reason.subject), reason)
-    for reason in layout_reasons(case, exempt):
+    claimed = claimed_types(case.running.old, case.new).union(claimed_objects(case.new))
+    for reason in layout_reasons(case, claimed.union(exempt)):
         found.setdefault((reason.code, reason.subject), reason)
     return list(found.values())
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hotupgrade.binary.debug.model import Debug
 from hotupgrade.binary.model import Kind
+from hotupgrade.plan.layouts import changes as changes_of_types
+from hotupgrade.plan.layouts import compared_types
 from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.prepare import Candidate, Planned
 
@@ -93,7 +96,7 @@ def explained(candidates: Sequence[Candidate]) -> Document:
         )
         proved.append(f"{name}: every variable that new code uses has one partner of the same size, or is new")
         proved.append(f"{name}: no replaced function will be on a stack at the commit (checked again in the stop)")
-        unproved.append(f"{name}: that structures on the heap have the same layout; this version compares no types")
+        _explain_types(comparison.old.debug, comparison.new.debug, name, proved, unproved)
         if changed := functions["changed"]:
             unproved.append(f"{name}: that old state means the same to new code; look at {', '.join(changed)}")
     return {"proved": proved, "not_proved": unproved, "concerns": [c for each in candidates for c in _concerns(each)]}
@@ -110,3 +113,16 @@ def _concerns(candidate: Candidate) -> list[Document]:
         }
         for concern in candidate.concerns
     ]
+
+
+def _explain_types(old: Debug, new: Debug, name: str, proved: list[str], unproved: list[str]) -> None:
+    if missing := old.missing or new.missing:
+        unproved.append(f"{name}: that structures have the same layout; the types cannot be compared, for {missing}")
+        return
+    count, different = compared_types(old, new), {change.name for change in changes_of_types(old, new)}
+    functions = len({found[:2] for found in old.functions} & {found[:2] for found in new.functions})
+    proved.append(
+        f"{name}: {count - len(different)} of {count} types that both builds define are the same: sizes, fields, "
+        f"offsets, bit-fields, enumerators; the prototypes of {functions} functions were compared"
+    )
+    unproved.append(f"{name}: that fields which kept name, place and type kept their meaning")

@@ -357,6 +357,8 @@ class _Work:
                 "generation": document["generation"],
                 "modules": [{"name": m["name"], "build_id": m["new"]["build_id"]} for m in document["modules"]],
                 "break_us": document["break_us"],
+                # Whose types were not compared, because the operator said so.
+                "layout_trusted": [n["subject"] for n in document["notes"] if n["code"] == "layout-trusted"],
             }
         )
 

@@ -14,6 +14,7 @@ from hotupgrade.plan.concerns import Concern, concerns
 from hotupgrade.plan.concerns import notes as hints
 from hotupgrade.plan.model import Comparison, Image, ModulePlan
 from hotupgrade.plan.options import PlanOptions
+from hotupgrade.plan.prototypes import changed_prototypes, prototype_reasons
 from hotupgrade.plan.verdict import verdict
 from hotupgrade.target.images import ANNEX
 from hotupgrade.target.maps import PAGE, free_base
@@ -127,7 +128,18 @@ def examine(
             candidate.notes += hints(candidate.concerns)
             candidate.refusals += unwinding.refusals(module.name, [images[0].build, build], session.modules)
         candidates.append(candidate)
+    _judge_prototypes(session.modules, candidates)
     return candidates
+
+
+def _judge_prototypes(modules: Sequence[Module], candidates: Sequence[Candidate]) -> None:
+    """Refuses functions that other modules go on calling in the old way."""
+    for candidate in candidates:
+        if candidate.nothing_to_do or not any(p.exported for p in changed_prototypes(candidate.comparison)):
+            continue
+        importers = {module.name: module.imports for module in modules if module is not candidate.module}
+        upgraded = {other.module.name: other.new.debug for other in candidates}
+        candidate.refusals += prototype_reasons(candidate.comparison, importers, upgraded)
 
 
 def find_room(

@@ -76,6 +76,19 @@ class Debug(msgspec.Struct, frozen=True):
     constants: list[tuple[str, str, bool, list[int]]] = []
 
 
+def checked(debug: Debug) -> Debug:
+    """What was kept elsewhere, if it is consistent.
+
+    Raises:
+        ValueError: an index leads nowhere.
+    """
+    for found in debug.types.values():
+        for index, files in found:
+            if not 0 <= index < len(debug.definitions) or not all(0 <= file < len(debug.files) for file in files):
+                raise ValueError(index)
+    return debug
+
+
 def names_in(text: str) -> list[str]:
     """The names of the types that a text leads to."""
     return _NAME.findall(text)
