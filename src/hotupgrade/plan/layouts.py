@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.debug.model import Debug, Definition, names_in, plain
+from hotupgrade.binary.debug.model import ATOMIC, Debug, Definition, names_in, plain, without_atomics
 from hotupgrade.binary.model import Kind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.case import Case
@@ -90,7 +90,7 @@ def changes(old: Debug, new: Debug) -> list[Change]:
             continue
         if len(ours) == 1 == len(theirs):
             before, after = old.definitions[ours[0][0]], new.definitions[theirs[0][0]]
-            if before != after:
+            if before != after and not _differ_in_atomics(before, after, old, new):
                 found.append(Change(name, (), before, after))
         else:
             found += _by_file(name, old, new)
@@ -109,8 +109,15 @@ def _by_file(name: str, old: Debug, new: Debug) -> list[Change]:
     for file in files:
         gone, fresh = sorted(ours[file] - theirs[file], key=repr), sorted(theirs[file] - ours[file], key=repr)
         for before, after in zip(gone, fresh, strict=False):
+            if _differ_in_atomics(before, after, old, new):
+                continue
             found[before, after].append(file)
     return [Change(name, tuple(file for file in where if file), *pair) for pair, where in found.items()]
+
+
+def _differ_in_atomics(before: Definition, after: Definition, old: Debug, new: Debug) -> bool:
+    """Whether the only difference is one that one of the two has no way to tell."""
+    return not (old.atomics and new.atomics) and without_atomics(before) == without_atomics(after)
 
 
 def _definitions(debug: Debug, name: str) -> dict[str, set[Definition]]:
@@ -257,12 +264,14 @@ class _Texts:
     """Row to the texts of the variable there, read once for each build."""
 
     def __init__(self, case: Case) -> None:
+        self._atomics = case.running.old.debug.atomics and case.new.debug.atomics
         self._tables = {id(build): _texts(build) for build in (case.running.old, case.new)}
 
     def of(self, build: Build, row: int) -> frozenset[str]:
         if id(build) not in self._tables:
             self._tables[id(build)] = _texts(build)
-        return self._tables[id(build)].get(row, frozenset())
+        found = self._tables[id(build)].get(row, frozenset())
+        return found if self._atomics else frozenset(text.replace(ATOMIC, "") for text in found)
 
 
 def _texts(build: Build) -> dict[int, frozenset[str]]:

@@ -6,13 +6,14 @@ what the new build itself has.  Callers in other modules are another matter.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.debug.model import Debug, plain
+from hotupgrade.binary.debug.model import ATOMIC, Debug, plain
 from hotupgrade.binary.model import Kind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.model import Comparison
@@ -37,7 +38,8 @@ class Changed:
 
 def changed_prototypes(comparison: Comparison) -> list[Changed]:
     """By name.  A prototype that only one build knows says nothing."""
-    old, new = _Prototypes(comparison.old.debug), _Prototypes(comparison.new.debug)
+    atomics = comparison.old.debug.atomics and comparison.new.debug.atomics
+    old, new = _Prototypes(comparison.old.debug, atomics), _Prototypes(comparison.new.debug, atomics)
     found = []
     for row in np.flatnonzero(comparison.replaced & (comparison.old_of >= 0)).tolist():
         before = old.of(comparison.old, int(comparison.old_of[row]))
@@ -84,8 +86,13 @@ def prototype_reasons(
 
 
 class _Prototypes:
-    def __init__(self, debug: Debug) -> None:
-        self._texts = {(name, file): frozenset(texts) for name, file, texts in debug.functions}
+    def __init__(self, debug: Debug, atomics: bool) -> None:
+        self._texts = {
+            (name, file): frozenset(text if atomics else text.replace(ATOMIC, "") for text in texts)
+            for name, file, texts in debug.functions
+        }
+        self._files = Counter(name for name, _, _ in debug.functions)
+        self._lone = {name: texts for (name, _), texts in self._texts.items() if self._files[name] == 1}
 
     def of(self, build: Build, row: int) -> Texts:
         """Of a function, whatever clones the compiler made of it; nothing if it is not known."""
@@ -95,7 +102,8 @@ class _Prototypes:
         file = entities.files[row].rsplit("/", 1)[-1]
         for alias in entities.aliases[row]:
             name = stem_of(alias).base
-            found = self._texts.get((name, "")) or self._texts.get((name, file))
+            # Link-time optimisation loses files of local names.
+            found = self._texts.get((name, "")) or self._texts.get((name, file)) or self._lone.get(name)
             if found:
                 return found
         return frozenset()

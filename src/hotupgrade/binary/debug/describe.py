@@ -6,11 +6,12 @@ import hashlib
 
 from hotupgrade.binary.debug.abbreviations import unsigned
 from hotupgrade.binary.debug.constants import At, Encoding, Op, Tag
-from hotupgrade.binary.debug.model import Definition, Field, names_in
+from hotupgrade.binary.debug.model import ATOMIC, Definition, Field, names_in
 from hotupgrade.binary.debug.sections import Corrupt
 from hotupgrade.binary.debug.units import Entry
 
 MAX_TEXT = 1000  # a longer one is shortened, with a digest for what is left out
+MAX_SCOPES = 64
 MAX_FIELDS = 1 << 16
 
 _STRUCTURES = {Tag.STRUCTURE: "struct", Tag.CLASS: "struct", Tag.UNION: "union"}
@@ -67,7 +68,7 @@ def _text(entry: Entry) -> str:
     if tag == Tag.ARRAY:
         return _array(entry)
     if tag == Tag.ATOMIC:
-        return f"_Atomic({type_of(entry)})"
+        return type_of(entry) + ATOMIC
     if tag == Tag.SUBROUTINE_TYPE:
         return prototype(entry)
     if tag == Tag.POINTER_TO_MEMBER:
@@ -121,16 +122,25 @@ def prototype(entry: Entry) -> str:
 
 def name_of(entry: Entry) -> str:
     """``struct conn``; the typedef's name for a type without one of its own; "" if it has none at all."""
-    own = entry.name
-    if not own and entry.alias:
-        return scope_of(entry) + entry.alias
-    if not own:
-        for attribute in (At.SPECIFICATION, At.SIGNATURE):
-            other = entry.entry(attribute)
-            if other is not None and other is not entry and other.tag in _KINDS and other.name:
-                return f"{_KINDS[entry.tag]} {scope_of(other)}{other.name}"
-        return ""
-    return f"{_KINDS[entry.tag]} {scope_of(entry)}{own}"
+    name = _qualified(entry)
+    # What only a typedef names has no tag: one says "conn_t", not "struct conn_t".
+    return f"{_KINDS[entry.tag]} {name}" if name and _declaration(entry).name else name
+
+
+def _qualified(entry: Entry) -> str:
+    entry = _declaration(entry)
+    name = entry.name or entry.alias
+    return scope_of(entry) + name if name else ""
+
+
+def _declaration(entry: Entry) -> Entry:
+    """Where a type is declared, which is what says its scope and sometimes its name."""
+    for attribute in (At.SPECIFICATION, At.SIGNATURE):
+        other = entry.entry(attribute)
+        if other is not None and other is not entry and other.tag in _KINDS and (other.name or other.alias):
+            following = other.entry(At.SPECIFICATION)
+            return other if following is None or following.tag not in _KINDS else following
+    return entry
 
 
 def scope_of(entry: Entry) -> str:
@@ -141,9 +151,13 @@ def scope_of(entry: Entry) -> str:
         if parent.tag == Tag.NAMESPACE:
             parts.append((parent.name or "(anonymous namespace)") + "::")
         elif parent.tag in _KINDS:
-            parts.append((parent.name or parent.alias or "(unnamed)") + "::")
+            declaration = _declaration(parent)
+            parts.append((declaration.name or declaration.alias or "(unnamed)") + "::")
+            parent = declaration
         elif parent.tag == Tag.SUBPROGRAM:
             parts.append(function_name(parent) + "()::")
+        if len(parts) > MAX_SCOPES:
+            raise Corrupt("a scope without an end")
         parent = parent.parent
     return "".join(reversed(parts))
 

@@ -11,6 +11,8 @@ import re
 
 import msgspec
 
+ATOMIC = " _Atomic"
+
 _NAME = re.compile(r"`([^`]*)`")
 
 
@@ -63,10 +65,12 @@ class Debug(msgspec.Struct, frozen=True):
     each name, which definitions (indices into ``definitions``) which files (indices into ``files``) have of it: files
     may each have a private type of one name.  ``functions`` maps (name, file; file is "" for a global name) to the
     texts of its prototypes; ``imports`` the same for functions that are only declared.  ``constants`` are the
-    enumerators of enumerations without a name: (name, file) to values.  ``lone`` are those that are alone in theirs.
+    enumerators of enumerations without a name: (name, file, whether it is alone in its enumeration) to values.
+    ``atomics``: whether ``_Atomic`` would be seen; DWARF 4 has no way to say it.
     """
 
     missing: str = ""
+    atomics: bool = True
     files: list[str] = []
     definitions: list[Definition] = []
     types: dict[str, list[tuple[int, list[int]]]] = {}
@@ -92,6 +96,11 @@ def checked(debug: Debug) -> Debug:
 def names_in(text: str) -> list[str]:
     """The names of the types that a text leads to."""
     return _NAME.findall(text)
+
+
+def without_atomics(definition: Definition) -> Definition:
+    fields = tuple(Field(f.name, f.bit, f.bits, f.text.replace(ATOMIC, "")) for f in definition.fields)
+    return Definition(definition.kind, definition.size, definition.alignment, fields, definition.enumerators)
 
 
 def plain(text: str) -> str:

@@ -54,12 +54,15 @@ class _Reader:
         self._constants: dict[tuple[str, str, bool], dict[int, None]] = defaultdict(dict)
 
     def read(self) -> Debug:
+        atomics = True
         for unit in self._units:
-            file = unit.root.name.rsplit("/", 1)[-1]
+            atomics &= unit.version >= 5
+            file = _file(unit.root)
             number = self._files.setdefault(file, len(self._files))
             for entry in unit.load().values():
                 self._add(entry, file, number)
         return Debug(
+            atomics=atomics,
             files=list(self._files),
             definitions=list(self._definitions),
             types={
@@ -99,6 +102,7 @@ class _Reader:
         source = origin(entry)
         typed = entry if At.TYPE in entry.values else source
         text = type_of(typed)
+        file = _file(source.unit.root) or file
         alignment = entry.number(At.ALIGNMENT) or source.number(At.ALIGNMENT)
         if alignment:
             text += f" aligned({alignment})"
@@ -112,11 +116,16 @@ class _Reader:
             return
         external = At.EXTERNAL in source.values or At.EXTERNAL in entry.values
         if here:
+            file = _file(source.unit.root) or file
             whole = source if At.ABSTRACT_ORIGIN in entry.values else entry
             text = prototype(whole) if At.TYPE in whole.values or whole is source else _with_result(whole, source)
             self._functions[name, "" if external else file][text] = None
         elif At.DECLARATION in entry.values and entry.parent is not None and entry.parent.tag == Tag.COMPILE_UNIT:
             self._imports[name][prototype(entry)] = None
+
+
+def _file(root: Entry) -> str:
+    return root.name.rsplit("/", 1)[-1]
 
 
 def _with_result(entry: Entry, declaration: Entry) -> str:

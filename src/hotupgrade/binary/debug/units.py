@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from hotupgrade.binary.debug.abbreviations import Abbreviation, Tables, Values, unsigned
 from hotupgrade.binary.debug.constants import At, Form, Tag, UnitType
@@ -18,6 +18,7 @@ MAX_STRINGS = 1 << 28  # bytes of all strings
 _LENGTH_64 = 0xFFFFFFFF
 _LENGTH_RESERVED = 0xFFFFFFF0
 _OWN_REFERENCES = frozenset((Form.REF1, Form.REF2, Form.REF4, Form.REF8, Form.REF_UDATA))
+_OTHER_REFERENCES = frozenset((Form.REF_ADDR, Form.REF_SIG8))
 _STRING_INDICES = frozenset((Form.STRX, Form.STRX1, Form.STRX2, Form.STRX3, Form.STRX4))
 _ADDRESS_INDICES = frozenset((Form.ADDRX, Form.ADDRX1, Form.ADDRX2, Form.ADDRX3, Form.ADDRX4))
 _TYPES = frozenset((Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION))
@@ -111,17 +112,17 @@ class Unit:
         elif length >= _LENGTH_RESERVED:
             raise Corrupt("a unit of an impossible size")
         self.end, self.offset_size = at + length, size
-        (version,) = struct.unpack_from("<H", data, at)
+        (self.version,) = struct.unpack_from("<H", data, at)
         at += 2
-        if version == 5:
+        if self.version == 5:
             kind, address_size, self.table = struct.unpack_from("<BB" + word, data, at)
             at += 2 + size
-        elif version == 4:
+        elif self.version == 4:
             kind = UnitType.TYPE if data is self.units.sections.types else UnitType.COMPILE
             self.table, address_size = struct.unpack_from(f"<{word}B", data, at)
             at += size + 1
         else:
-            raise Unusable(f"its debug information is DWARF {version}; build with -gdwarf-5 or -gdwarf-4")
+            raise Unusable(f"its debug information is DWARF {self.version}; build with -gdwarf-5 or -gdwarf-4")
         if address_size != 8:
             raise Corrupt("addresses are not of eight bytes")
         if kind in (UnitType.SKELETON, UnitType.SPLIT_COMPILE, UnitType.SPLIT_TYPE):
@@ -147,12 +148,14 @@ class Unit:
             self._entries = {}
             self._walk(self._entries)
             self.units.held += len(self._entries)
-            _name_by_typedef(self._entries)
+            _name_by_typedef(self._entries, _OWN_REFERENCES)
         return self._entries
 
     def release(self) -> None:
         if self._entries is not None:
             self.units.held -= len(self._entries)
+            for entry in self._entries.values():
+                entry.children.clear()  # no cycle is left: memory comes back without a collector
         self._entries = self._root = None
 
     def own(self, offset: int) -> Entry | None:
@@ -252,11 +255,13 @@ def _bytes(data: bytes, at: int, size: int) -> bytes:
     return found
 
 
-def _name_by_typedef(entries: dict[int, Entry]) -> None:
+def _name_by_typedef(entries: dict[int, Entry], forms: Container[int]) -> None:
     """``typedef struct { ... } name``: the first such typedef names the type."""
     for entry in entries.values():
-        if entry.tag == Tag.TYPEDEF and entry.abbreviation.forms.get(At.TYPE) in _OWN_REFERENCES:
-            target = entries.get(entry.unit.offset + entry.values[At.TYPE])
+        if entry.tag == Tag.TYPEDEF and entry.abbreviation.forms.get(At.TYPE) in forms:
+            target = entry.entry(At.TYPE)
+            if target is not None and At.SIGNATURE in target.values:
+                target = target.entry(At.SIGNATURE)
             if target is not None and target.tag in _TYPES and not target.alias and At.NAME not in target.values:
                 target.alias = entry.name
 
@@ -279,6 +284,9 @@ class Units:
 
     def __iter__(self) -> Iterator[Unit]:
         """Each unit, loaded; it is let go afterwards unless another unit may lead back to it."""
+        for unit in self._units if self.across else ():
+            self.sections.check_time()
+            _name_by_typedef(unit.load(), _OTHER_REFERENCES)
         for unit in self._units:
             self.sections.check_time()
             unit.load()
