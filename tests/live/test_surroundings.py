@@ -72,3 +72,19 @@ def test_other_namespaces(build: Builder, hu: HotUpgrade, tmp_path: Path) -> Non
         assert call("version") == "value=2"
         assert hu.rollback(child).code == DONE
         assert call("version") == "value=1"
+
+
+def test_no_free_room_within_reach(build: Builder, start: Start, hu: HotUpgrade) -> None:
+    """A new image must lie within 2 GiB; with nothing free there it is refused, with a single gap that is used."""
+    program = start(build.host(build.library("crowded", 1)))
+    program.call("fill")
+    before = program.fingerprint("libcrowded")
+    answer = hu.upgrade(program.pid, build.library("crowded", 2))
+    assert answer.code == REFUSED, str(answer)
+    assert answer.codes() == {"no-room"}
+    assert program.fingerprint("libcrowded") == before
+    assert program.call("make_gap", 1 << 20) == 1
+    hu.upgraded(program, build.library("crowded", 2))
+    assert program.call("version") == 2
+    hu.rolled_back(program)
+    assert program.call("version") == 1

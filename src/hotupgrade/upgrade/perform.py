@@ -18,7 +18,7 @@ from hotupgrade.plan.make import footprint, make_plan, new_thread_locals, reach
 from hotupgrade.plan.model import Comparison, ImagePlan
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.target.agent import Agent, Operation, call
-from hotupgrade.target.images import Area, map_image, register_frames, touch, unmap_image
+from hotupgrade.target.images import ANNEX, Area, map_image, register_frames, touch, unmap_image
 from hotupgrade.target.maps import PAGE
 from hotupgrade.target.reserve import load_reserve
 from hotupgrade.target.scratch import Scratch
@@ -120,10 +120,10 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
             document["outcome"] = "dry-run"
             return document | work.described()
         own_folder(journal.state_folder())  # before anything is changed: afterwards it would be too late to fail
-        agent = session.require_agent(settings.timeout)
-        recover(agent, session.ledger, session.modules)
-        work.agent = agent
-        work.plan_all()
+        if session.agent is not None:
+            recover(session.agent, session.ledger, session.modules)
+        work.plan_all()  # what cannot be is refused before anything is brought into the process
+        work.bring_agent()
         return document | work.carry_out(begin)
 
 
@@ -137,12 +137,29 @@ class _Work:
         self._planned: list[Planned] = []
         self._memory: dict[str, int] = {}
         self._mapped: list[tuple[ImagePlan, bool]] = []
+        self._wants_reserve = False
         self.agent: Agent | None = None
 
     # prepare
 
+    def bring_agent(self) -> None:
+        """Have the agent in the process; plan again if it lies where an image was to be, or if only now it is known
+        where new thread-locals go."""
+        fresh = self._session.agent is None
+        self.agent = self._session.require_agent(self._settings.timeout)
+        if fresh:
+            recover(self.agent, self._session.ledger, self._session.modules)
+        if self._wants_reserve or (fresh and self._in_the_way()):
+            self.plan_all()
+
+    def _in_the_way(self) -> bool:
+        images = [item.plan.image for item in self._planned if item.plan.image is not None]
+        maps = self._session.process.maps()
+        return any(m.start < i.base + i.size + ANNEX and i.base < m.end for i in images for m in maps)
+
     def plan_all(self) -> None:
         """Plans for all modules."""
+        self._planned = []
         taken: list[tuple[int, int]] = []
         bases = []
         newcomers = self._session.ledger.exports
@@ -183,7 +200,8 @@ class _Work:
                     f"a new one has no place",
                 )
             )
-        place = -65536  # a dry run has no reserve; any distance will do to see whether the plan can be made
+        self._wants_reserve = True
+        place = -65536  # without a reserve any distance will do to see whether the plan can be made
         if self.agent is not None:
             with Scratch(self.agent, 4096) as scratch:
                 place = load_reserve(self.agent, scratch, layout.request.initial, layout.request.alignment)
