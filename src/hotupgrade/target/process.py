@@ -306,6 +306,16 @@ class Process:
             int(fields[36]),
         )
 
+    def tracer(self, tid: int) -> int:
+        """Who traces a thread; 0 if nobody does, or if it has ended."""
+        try:
+            found = re.search(r"^TracerPid:\s*(\d+)", self.text(f"task/{tid}/status"), re.MULTILINE)
+        except NotNow as problem:
+            if problem.reason.code == "no-permission":
+                raise
+            return 0
+        return int(found[1]) if found else 0
+
     def threads(self) -> list[ThreadState]:
         return [state for tid in self.thread_ids() if (state := self.thread(tid)) is not None]
 

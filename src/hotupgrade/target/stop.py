@@ -229,7 +229,7 @@ class Stopper:
             if problem is None:
                 return self._report(attempt)
             if time.monotonic() > limit or problem.reason.code in (
-                "thread-denied",
+                "no-permission",
                 "thread-halted",
                 "no-such-process",
                 "changed-under-us",

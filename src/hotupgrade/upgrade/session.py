@@ -63,15 +63,18 @@ class Session:
 
 
 def _require_untraced(process: Process) -> None:
-    tracer = process.status().get("TracerPid", "0").strip()
-    if tracer != "0":
-        raise NotNow(
-            Reason(
-                "traced",
-                str(process.pid),
-                f"process {process.pid} is being traced by process {tracer} (a debugger?); detach that and try again",
+    for tid in [process.pid, *process.thread_ids()]:
+        tracer = process.tracer(tid)
+        if tracer:
+            thread = "" if tid == process.pid else f"thread {tid} of "
+            raise NotNow(
+                Reason(
+                    "traced",
+                    str(tid),
+                    f"{thread}process {process.pid} is being traced by process {tracer} (a debugger?); detach that "
+                    f"and try again",
+                )
             )
-        )
 
 
 def _require_x86_64(process: Process) -> None:

@@ -216,6 +216,30 @@ static void command_end(char **words)
     say("started=1");
 }
 
+static void *open_main(void *path)
+{
+    if (!dlopen(path, RTLD_NOW | RTLD_LOCAL)) {
+        die(dlerror());
+    }
+    free(path);
+    return NULL;
+}
+
+/* open PATH: a thread loads a library, and holds the loader's lock for as long as its constructors take */
+static void command_open(char **words)
+{
+    pthread_detach(start(NULL, open_main, strdup(words[1]), "open"));
+    say("started=1");
+}
+
+/* leave: the main thread ends, the others go on */
+static void command_leave(char **words)
+{
+    (void)words;
+    say("left=1");
+    pthread_exit(NULL);
+}
+
 static void command_backtrace(char **words)
 {
     (void)words;
@@ -233,11 +257,12 @@ static const struct {
     const char *name;
     void (*run)(char **words);
 } commands[] = {
-    {"address", command_address},   {"backtrace", command_backtrace}, {"call", command_call},
-    {"end", command_end},           {"errors", command_errors},       {"fork", command_fork},
-    {"quit", command_quit},         {"save", command_save},           {"saved", command_saved},
-    {"sleepers", command_sleepers}, {"stop", command_stop},           {"text", command_text},
-    {"thread", command_thread},     {"work", command_work},           {"workers", command_workers},
+    {"address", command_address}, {"backtrace", command_backtrace}, {"call", command_call},
+    {"end", command_end},         {"errors", command_errors},       {"fork", command_fork},
+    {"leave", command_leave},     {"open", command_open},           {"quit", command_quit},
+    {"save", command_save},       {"saved", command_saved},         {"sleepers", command_sleepers},
+    {"stop", command_stop},       {"text", command_text},           {"thread", command_thread},
+    {"work", command_work},       {"workers", command_workers},
 };
 
 static void answer(char *line)

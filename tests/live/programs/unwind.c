@@ -40,6 +40,38 @@ EXPORT long lock_memory(long unused UNUSED)
     return mlockall(MCL_CURRENT | MCL_FUTURE);
 }
 
+/* Take all the memory that may be locked; give it back. */
+EXPORT long fill_memory(long on)
+{
+    static struct
+    {
+        void *at;
+        size_t size;
+    } taken[4096];
+    static long count;
+    size_t size = 1 << 20;
+    while (on && count < 4096 && size >= 4096) {
+        void *more = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (more == MAP_FAILED) {
+            size /= 2;
+        } else {
+            taken[count].at = more;
+            taken[count++].size = size;
+        }
+    }
+    while (!on && count > 0) {
+        count--;
+        munmap(taken[count].at, taken[count].size);
+    }
+    return count;
+}
+
+/* No page that was not executable may become so, and no executable page writable. */
+EXPORT long harden(long unused UNUSED)
+{
+    return prctl(65 /* PR_SET_MDWE */, 1 /* PR_MDWE_REFUSE_EXEC_GAIN */, 0, 0, 0);
+}
+
 /* A filter that allows everything: whoever looks sees a process under seccomp. */
 EXPORT long confine(long unused UNUSED)
 {

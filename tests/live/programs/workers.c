@@ -124,6 +124,61 @@ static void call_in_new_process(struct worker *worker)
     note(worker, expected);
 }
 
+/* Children that live on, each forked while who knows what goes on here.  One whose code is upgraded ends. */
+
+enum { MOST_CHILDREN = 32, UPGRADED = 7 };
+
+static void breed(struct worker *worker)
+{
+    static pid_t children[MOST_CHILDREN];
+    pid_t *child = &children[worker->calls % MOST_CHILDREN];
+    if (*child) {
+        kill(*child, SIGKILL);
+        waitpid(*child, NULL, 0);
+    }
+    *child = fork();
+    if (*child == 0) {
+        long first = worker->f(worker->argument);
+        for (int turn = 0; turn < 2000; turn++) {
+            nanosleep(&(struct timespec){0, 10000000}, NULL);
+            if (worker->f(worker->argument) != first) {
+                _exit(UPGRADED);
+            }
+        }
+        _exit(0);
+    }
+    worker->failures += *child < 0;
+    worker->calls++;
+}
+
+/* Most of the time the thread waits for a child that shares its memory: nothing can interrupt it then. */
+static void call_behind_vfork(struct worker *worker)
+{
+    pid_t pid = vfork();
+    if (pid == 0) {
+        nanosleep(&(struct timespec){0, 40000000}, NULL);
+        _exit(0);
+    }
+    if (pid < 0 || !ended_well(pid)) {
+        worker->failures++;
+    }
+    call_plainly(worker);
+}
+
+/* The allocator's locks are held nearly always, by one thread or another. */
+static void call_and_allocate(struct worker *worker)
+{
+    void *pieces[64];
+    for (size_t i = 0; i < LENGTH(pieces); i++) {
+        pieces[i] = malloc(16 + (worker->calls * 37 + i * 977) % 200000);
+        worker->failures += !pieces[i];
+    }
+    for (size_t i = 0; i < LENGTH(pieces); i++) {
+        free(pieces[i]);
+    }
+    call_plainly(worker);
+}
+
 /* From a signal handler on its own stack, in which the thread spends most of its time. */
 
 static _Thread_local struct worker *me;
@@ -181,6 +236,9 @@ void start_workers(const char *way, int count, function *f, long argument, int p
         worker->call = !strcmp(way, "churn")      ? call_in_new_threads
                        : !strcmp(way, "fork")     ? call_in_new_process
                        : !strcmp(way, "altstack") ? call_from_signal_stack
+                       : !strcmp(way, "breed")    ? breed
+                       : !strcmp(way, "vfork")    ? call_behind_vfork
+                       : !strcmp(way, "allocate") ? call_and_allocate
                                                   : call_plainly;
         worker->f = f;
         worker->argument = argument;
