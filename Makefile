@@ -31,6 +31,9 @@ test: setup ovs ## every test
 test-unit: setup ## the tests that start no process
 	@$(PYTHON) -m pytest -n auto tests/unit
 
+soak: setup ovs ## kills, upgrades, OVS under load for MINUTES=60; report in build/soak/report.json
+	@$(PYTHON) tests/soak/soak.py --minutes $(MINUTES)
+
 lint: setup ## ruff, mypy, clang-format
 	@$(PYTHON) -m ruff check $(PY_FILES)
 	$(PYTHON) -m ruff format --check $(PY_FILES)
