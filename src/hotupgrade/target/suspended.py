@@ -24,6 +24,8 @@ from hotupgrade.target.process import Process
 #: Tencent's and other libcos, libcoro.
 _UCONTEXT = "makecontext"
 _OTHERS = ("make_fcontext", "jump_fcontext", "ontop_fcontext", "co_create", "co_switch", "coro_transfer")
+#: OpenSSL brings its own use of makecontext, but leaves a stack only where an engine or a provider asks for that.
+_OPENSSL, _OPENSSL_PAUSE = "libcrypto.so", "ASYNC_pause_job"
 _JUMPS = ("longjmp", "_longjmp", "siglongjmp", "__longjmp_chk")
 
 #: glibc's ucontext_t on x86-64 (sysdeps/unix/sysv/linux/x86/sys/ucontext.h): offsets in bytes.
@@ -61,7 +63,8 @@ def coroutines(modules: Sequence[Module]) -> Coroutines | None:
     others = next((m.name for m in modules if any(m.mentions(name) for name in _OTHERS)), None)
     if others is not None:
         return Coroutines(others, described=False)
-    users = [m for m in modules if m.imports(_UCONTEXT)]
+    paused = any(m.mentions(_OPENSSL_PAUSE) for m in modules if not m.name.startswith(_OPENSSL))
+    users = [m for m in modules if m.imports(_UCONTEXT) and (paused or not m.name.startswith(_OPENSSL))]
     if not users:
         return None
     return Coroutines(users[0].name, described=not any(m.imports(jump) for m in users for jump in _JUMPS))
