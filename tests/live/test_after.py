@@ -63,9 +63,11 @@ def test_gdb_names_and_unwinds_old_and_new_frames(build: Builder, start: Start, 
         notes = hu.upgraded(program, build.library("afterwards", version, FRAMES))["notes"]
         assert [note["code"] for note in notes] == ["initial-changed"]
         waiting(program)
-        text = attached(gdb, program, "thread apply all bt", "print limit")
+        in_new_code = ("thread 2", f"frame function work_of_build_{version}")
+        printed = ("print limit", "print 'afterwards.c'::releases")
+        text = attached(gdb, program, "thread apply all bt", "print limit", *in_new_code, *printed)
         order(text, f"in work_of_build_{version} (x=", "in inner (", "in middle (", "in outer (", "start_thread")
-        assert "$1 = 10\n" in text, "a kept variable is seen where it lives, with its running value"
+        order(text, "$1 = 10\n", "in work_of_build_", "$2 = 10\n", f"$3 = {version - 2}\n")  # where they live
         released(program)
         assert program.call("outer", 1) == 111 * version
     hu.rolled_back(program)
