@@ -57,7 +57,7 @@ def notes(found: Sequence[Concern]) -> Iterator[Reason]:
     for concern in found:
         if concern.kind is ConcernKind.OWNERSHIP:
             yield Reason("duties-changed", concern.subject, f"{concern.text}: does that fit what exists already?")
-    made = [concern.subject for concern in found if concern.kind is ConcernKind.CREATION]
+    made = [c.subject for c in found if c.kind is ConcernKind.CREATION and c.evidence != (_CONSTRUCTOR,)]
     if made:
         text = (
             f"what changed in {_names(made)} acts when something is made; what exists keeps what the old code gave it"
@@ -85,6 +85,7 @@ _CREATION = _set("init initialize initialise create alloc construct constructor 
 _WORDS = re.compile(r"[A-Z]?[a-z]+")
 _CXX_FREES = re.compile(r"_Zd[la]Pv|_ZN.*D[012]Ev$")
 _CXX_CREATION = re.compile(r"_ZN.*C[12]E")
+_CONSTRUCTOR = "a constructor"  # of these there is a note anyway
 _FREES = frozenset(("free", "realloc", "cfree", "munmap"))
 _DEPTH = 4
 
@@ -147,12 +148,13 @@ class _Finder:
     def _reached(self, calls: Calls, other: Calls, row: int, seen: set[int]) -> Iterator[Call]:
         """Calls of a function and of its pieces.
 
-        A local function that only one of the builds has was merged into its callers in the other: its calls count as
-        theirs.
+        A function that only one of the builds has was merged into its callers in the other, or is new: its calls count
+        as theirs, unless its own name says enough.
         """
         for call in calls.of(row):
             name = calls.build.entities.names[call.row] if call.row >= 0 else ""
-            merged = call.row >= 0 and not calls.build.entities.exported[call.row] and call.name not in other.bases
+            alone = call.row >= 0 and call.name not in other.bases
+            merged = alone and (not calls.build.entities.exported[call.row] or duty(call.name) is None)
             if name and (_is_piece(name) or merged):
                 if call.row not in seen and len(seen) < _DEPTH * 8:
                     seen.add(call.row)
@@ -177,7 +179,7 @@ class _Finder:
         """Why a function is taken to run only when something is made; "" if it is not."""
         name = self._new.entities.names[row]
         if int(self._new.entities.address[row]) in self._new.init_array:
-            return "a constructor" if not above else f"{name}() is a constructor"
+            return _CONSTRUCTOR if not above else f"{name}() is a constructor"
         if creates(stem_of(name).base):
             return "by its name" if not above else f"called only from {name}()"
         takers = self._new_calls.takers.get(row, set())

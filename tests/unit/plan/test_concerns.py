@@ -68,6 +68,13 @@ def test_a_helper_that_was_merged_into_its_caller_is_no_difference(compiler: Com
     assert of(ConcernKind.DUTIES, every) == {"outer": "outer: free() 2×, as before"}
 
 
+def test_what_a_new_function_frees_counts_as_its_callers(compiler: Compiler) -> None:
+    old = "void outer(struct conn *c) { checksum(c, 1); }"
+    new = """__attribute__((noinline)) void forget(struct conn *c) { free(c->name); free(c->more); checksum(c, 3); }
+    void outer(struct conn *c) { forget(c); checksum(c, 2); }"""
+    assert of(ConcernKind.OWNERSHIP, found(compiler, old, new)) == {"outer": "outer now calls free() 2×"}
+
+
 def test_one_who_only_hands_on_to_free_frees(compiler: Compiler) -> None:
     text = """__attribute__((noinline)) void give_back(struct conn *c) { c->state = 0; free(c); }
     void outer(struct conn *c) { if (c->state == %d) { give_back(c); } checksum(c, 1); %s }"""
