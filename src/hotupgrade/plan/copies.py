@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from hotupgrade.binary.build import Build
@@ -23,11 +25,16 @@ STARTUP = frozenset(
         "frame_dummy",
     }
 )
+# What a sanitizer adds to tell its run time of the module's variables, at start and at exit: of those that the loader's
+# image holds, whatever was upgraded since.  (gcc; clang)
+REGISTERS = re.compile(r"(_sub_[ID]_00099_\d+|[a-z]*san\.module_[cd]tor)(\..*)?")
 
 
 def startup(build: Build) -> Flags:
-    """Rows of the functions of the start files."""
-    named = np.fromiter((name in STARTUP for name in build.entities.names), np.bool_, len(build.entities))
+    """Rows of the functions of the start files, and of the like that sanitizers add."""
+    names = build.entities.names
+    chosen = (name in STARTUP or REGISTERS.fullmatch(name) is not None for name in names)
+    named = np.fromiter(chosen, np.bool_, len(names))
     flags: Flags = named & (build.entities.kind == Kind.FUNCTION)
     return flags
 

@@ -26,6 +26,7 @@ from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.patchwork import Patchwork
 from hotupgrade.plan.refusals import refusals
 from hotupgrade.plan.relink import Linker
+from hotupgrade.plan.sanitizers import missing_run_times
 from hotupgrade.plan.snapshot import Snapshot
 from hotupgrade.plan.tls import TlsLayout, lay_out
 from hotupgrade.plan.unnamed import Unnamed
@@ -85,7 +86,7 @@ def make_plan(
         return is_intact(image.build.read(vaddr, 1), snapshot.read(image.base + vaddr, 1))
 
     case = open_case(images, current, new, comparisons, options, intact)
-    if reasons := refusals(case):
+    if reasons := [*missing_run_times(new, scene), *refusals(case)]:
         raise Refused(*reasons)
     for index in range(len(images)):
         if _holds_all(case, index):

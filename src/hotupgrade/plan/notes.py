@@ -9,7 +9,7 @@ import numpy as np
 from hotupgrade.binary.model import Kind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.case import Case
-from hotupgrade.plan.copies import STARTUP, startup
+from hotupgrade.plan.copies import startup
 from hotupgrade.plan.homes import NEW
 from hotupgrade.plan.layouts import layout_notes
 from hotupgrade.plan.prototypes import prototype_notes
@@ -34,9 +34,10 @@ def _initial_values(case: Case) -> Iterator[Reason]:
 
 
 def _constructors(case: Case) -> Iterator[Reason]:
+    started = startup(case.new)
     for vaddr in case.new.init_array:
         row, _ = case.targets.rows.one_at(vaddr)
-        if row < 0 or case.name(row) in STARTUP:
+        if row < 0 or started[row]:
             continue
         name = case.name(row)
         if case.homes.owner[row] == NEW:

@@ -65,8 +65,15 @@ def _text_relocations(case: Case) -> Iterator[Reason]:
             yield Reason("text-relocations", build.label, text)
 
 
+_ADVICE_UBSAN = (
+    "UndefinedBehaviorSanitizer describes what it checks in variables without names; build with "
+    "-fsanitize-undefined-trap-on-error (gcc) or -fsanitize-trap=undefined (clang), which needs none"
+)
+
+
 def _unclear_code(case: Case) -> Iterator[Reason]:
     every = case.selection.every
+    described = any(symbol.name.startswith("__ubsan_handle_") for symbol in case.new.dynamic_symbols)
     for row in np.flatnonzero(unclear_code(case.new) & case.selection.functions).tolist():
         name = case.name(row)
         if row in case.new.undecodable:
@@ -77,10 +84,8 @@ def _unclear_code(case: Case) -> Iterator[Reason]:
             continue
         unknown = every.target[(every.function == row) & (every.target_kind == TargetKind.UNKNOWN)]
         places = ", ".join(f"{vaddr:#x}" for vaddr in unknown[:_LISTED].tolist())
-        text = (
-            f"{name} must run from the new build but refers to {places}, where the symbol table knows nothing; do not"
-            " strip local symbols from the new build"
-        )
+        text = f"{name} must run from the new build but refers to {places}, where the symbol table knows nothing; "
+        text += _ADVICE_UBSAN if described else "do not strip local symbols from the new build"
         yield Reason("unknown-reference", name, text)
 
 
