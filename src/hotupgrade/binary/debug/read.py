@@ -83,6 +83,7 @@ class _Reader:
             self._add_function(entry, file)
         elif is_definition(entry):
             name = name_of(entry)
+            self._units.sections.check_time()
             if name:
                 found = define(entry)
                 index = self._definitions.setdefault(found, len(self._definitions))

@@ -139,7 +139,8 @@ class Unit:
     def root(self) -> Entry:
         """The unit's own entry; its children are what the file declares."""
         self.load()
-        assert self._root is not None
+        if self._root is None:
+            raise Corrupt("a unit that is none")
         return self._root
 
     def load(self) -> dict[int, Entry]:
