@@ -81,9 +81,10 @@ struct hu_mailbox {
     uint64_t threads, thread_count;                       /* struct hu_thread[] */
     uint64_t watches, watch_count, watch_low, watch_high; /* struct hu_watch[], sorted, disjoint */
     uint64_t stacks, stack_count;                         /* struct hu_watch[]: the writable mappings, sorted */
-    uint64_t main_stack;                                  /* the last word of the main thread's stack */
-    uint64_t edits, edit_count, sync_count;               /* the first sync_count edits are data */
-    uint64_t hooks, hook_count;                           /* struct hu_op[]: calls to be made with all threads parked */
+    uint64_t excuses, excuse_count; /* addresses of words on stacks that are no return addresses, as an unwinder says */
+    uint64_t main_stack;            /* the last word of the main thread's stack */
+    uint64_t edits, edit_count, sync_count; /* the first sync_count edits are data */
+    uint64_t hooks, hook_count;             /* struct hu_op[]: calls to be made with all threads parked */
     uint64_t signal;
     uint64_t expected_threads, task_fd;
     uint64_t reason, reason_tid, reason_address;

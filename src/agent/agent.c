@@ -199,6 +199,17 @@ static uint64_t thread_pointer(void)
     return self;
 }
 
+static int excused(uint64_t address)
+{
+    const uint64_t *excuses = (const uint64_t *)hu_mailbox.excuses;
+    for (uint64_t i = 0; i < hu_mailbox.excuse_count; i++) {
+        if (excuses[i] == address) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 /* Every aligned word of [low, high) may be a return address.  Taking too many for one costs a retry; an unwinder that
  * takes too few would cost the process.  The first byte of a range is no hit: a word that equals it is a pointer to the
  * function, and no call returns there.  Returns 0 if the stop may go on. */
@@ -211,7 +222,7 @@ static int returns_into_watched(uint64_t tid, uint64_t from, uint64_t to)
     }
     for (uint64_t at = (from + 7) & ~7ull; at + 8 <= to; at += 8) {
         uint64_t word = *(const uint64_t *)at;
-        if (word - low < span && watched(word)) {
+        if (word - low < span && watched(word) && !excused(at)) {
             give_up(HU_ACTIVE, tid, word);
             return 1;
         }

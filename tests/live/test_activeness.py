@@ -46,3 +46,20 @@ def test_a_suspended_coroutine(build: Builder, start: Start, hu: HotUpgrade, fla
     program.call("begin_coroutine")
     program.call("resume_coroutine")
     assert program.call("outcome") == 2002
+
+
+def test_a_word_that_only_looks_like_a_return_address(build: Builder, start: Start, hu: HotUpgrade) -> None:
+    """It stays in the frame of a sleeping thread: no number of tries would get rid of it, but an unwinder knows it."""
+    program = start(build.host(build.library("stacks", 1)))
+    program.ask("sleepers")
+    assert program.call("leave_trace") == 1
+    program.ask("thread", "doze", 0)
+    document = hu.upgraded(program, build.library("stacks", 2))
+    assert "leave_trace" in document["modules"][0]["functions"]["changed"]
+    assert document["attempts"] > 1, "the scan alone saw a return address"
+    assert program.call("leave_trace") == 2
+    hu.rolled_back(program)
+    assert program.call("leave_trace") == 1
+    program.call("go", 1)
+    until(lambda: program.call("outcome") == 77)
+    program.check_sleepers()

@@ -10,6 +10,7 @@ import enum
 
 MAGIC = 0x3165646172677075
 ABI = 2
+ON_ALTERNATE = 2  # of enum hu_arrival
 CPU_WORDS = 16
 
 _U64 = ctypes.c_uint64
@@ -110,7 +111,7 @@ class Mailbox(ctypes.Structure):
         *_words(
             "threads", "thread_count", "watches", "watch_count", "watch_low", "watch_high", "stacks", "stack_count"
         ),
-        *_words("main_stack", "edits", "edit_count", "sync_count", "hooks", "hook_count"),
+        *_words("excuses", "excuse_count", "main_stack", "edits", "edit_count", "sync_count", "hooks", "hook_count"),
         *_words("signal", "expected_threads", "task_fd"),
         *_words("reason", "reason_tid", "reason_address"),
         ("stamps", _U64 * len(Stamp)),
@@ -118,6 +119,42 @@ class Mailbox(ctypes.Structure):
         *_words("inside", "leader_in", "leader_out", "owner"),
         ("cpus", _U64 * CPU_WORDS),
     ]
+
+
+class Frame(ctypes.Structure):
+    """What a thread that was sent to the agent has below its red zone."""
+
+    _fields_ = _words(
+        *("lead", "thread", "mask", "error", "resume_after"),
+        *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
+        *("rflags", "rip"),
+    )
+
+    def registers(self, sp: int) -> dict[int, int]:
+        """By DWARF number (System V ABI for AMD64, figure 3.36); the stack pointer is not in the frame itself."""
+        order = [
+            "rax",
+            "rdx",
+            "rcx",
+            "rbx",
+            "rsi",
+            "rdi",
+            "rbp",
+            "-",
+            "r8",
+            "r9",
+            "r10",
+            "r11",
+            "r12",
+            "r13",
+            "r14",
+            "r15",
+        ]
+        return {number: sp if name == "-" else int(getattr(self, name)) for number, name in enumerate(order)}
+
+
+#: Bytes below a stack pointer that a function may use without moving it (System V ABI for AMD64, 3.2.2).
+RED_ZONE = 128
 
 
 class Visit(ctypes.Structure):

@@ -12,18 +12,23 @@ import contextlib
 import ctypes
 import os
 import signal
+import struct
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target import abi, native
 from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, leaders, refuse_visit, system_call
+from hotupgrade.target.backtrace import Unwinder
 from hotupgrade.target.clock import Reading, ticks_per_us
+from hotupgrade.target.maps import mapping_at
 from hotupgrade.target.process import ThreadState, main_has_ended
 from hotupgrade.target.scratch import Scratch
-from hotupgrade.target.suspended import MOST_SEARCHED, Coroutines, TooMuchMemoryError, find_suspended
+from hotupgrade.target.suspended import MOST_SEARCHED, Coroutines, TooMuchMemoryError, find_suspended, hits_in
 
 #: How long one attempt may hold sleepers, and busy threads, in seconds; doubled with each attempt up to eightfold.
 SLEEPER_LIMIT, BUSY_LIMIT = 0.25, 0.01
@@ -32,6 +37,8 @@ SYS_FUTEX, FUTEX_WAKE_PRIVATE = 202, 129
 SETTLE_LIMIT = 5.0
 #: How long the calls after a commit (constructors) are waited for, in seconds.
 AFTER_LIMIT = 10.0
+#: More words than this that only look like return addresses are not excused.
+MOST_EXCUSES = 256
 #: Room for threads that are born while the others are being parked.
 SPARE_ROWS = 64
 _SPARE_MAPPINGS = 512
@@ -101,7 +108,8 @@ class StopReport:
 class StopRequest:
     """What one stop is to do.  ``data`` words are written before ``code`` words, ``hooks`` called before both; one that
     returns something else than 0 ends the stop.  ``coroutines``: how the process switches stacks, if it does.
-    ``after``: calls that the main thread makes as soon as the others are let go, whatever becomes of the tool."""
+    ``after``: calls that the main thread makes as soon as the others are let go, whatever becomes of the tool.
+    ``unwinder``: asked when a word on a sleeping thread's stack looks like a return address again and again."""
 
     data: Sequence[Word] = ()
     code: Sequence[Word] = ()
@@ -109,6 +117,7 @@ class StopRequest:
     hooks: Sequence[Hook] = ()
     coroutines: Coroutines | None = None
     after: Sequence[Operation] = ()
+    unwinder: Unwinder | None = None
 
 
 def busy_threads(agent: Agent, samples: int = 4, pause: float = 0.003) -> frozenset[int]:
@@ -186,6 +195,7 @@ def table_size(threads: int, mappings: int, words: int, forbidden: int, hooks: i
         words * ctypes.sizeof(abi.Edit),
         (forbidden + 1) * ctypes.sizeof(abi.Range),
         hooks * ctypes.sizeof(abi.Op),
+        8 * MOST_EXCUSES,
     )
     return sum(sizes) + 64 * (len(sizes) + 1)
 
@@ -202,6 +212,7 @@ class Stopper:
         self._most_mappings = len(agent.process.maps()) + _SPARE_MAPPINGS // 2
         self._edits_at = scratch.reserve(words * ctypes.sizeof(abi.Edit))
         self._watches_at = scratch.reserve((forbidden + 1) * ctypes.sizeof(abi.Range))
+        self._excuses_at = scratch.reserve(8 * MOST_EXCUSES)
         self._hooks_at = scratch.reserve(hooks * ctypes.sizeof(abi.Op))
         self._stacks_at = scratch.reserve(self._most_mappings * ctypes.sizeof(abi.Range))
         # Attempts take turns with two tables, so that a thread that comes late for one is no part of the next.
@@ -214,6 +225,7 @@ class Stopper:
             NotNow: not within ``timeout`` seconds, or not possible; nothing was changed.
         """
         self._request = request
+        self._doubted: set[int] = set()
         allowed = os.sched_getaffinity(0)
         try:
             return self._until(time.monotonic() + timeout)
@@ -239,6 +251,11 @@ class Stopper:
                 raise problem
             time.sleep(min(0.002 * 2**attempt, 0.1))
 
+    @property
+    def _searches(self) -> bool:
+        """Whether stacks that no thread stands on are to be looked for."""
+        return self._request.coroutines is not None and bool(self._request.forbidden)
+
     def _attempt(self, request: StopRequest, attempt: int) -> NotNow | None:
         agent, process = self.agent, self.agent.process
         busy = busy_threads(agent)
@@ -246,8 +263,7 @@ class Stopper:
         number = free_signal(agent, states)
         # One that blocks the signal is stopped as sleepers are.
         busy = frozenset(t.tid for t in states if t.tid in busy and not t.blocked_signals >> (number - 1) & 1)
-        searched = request.coroutines is not None and bool(request.forbidden)
-        if searched:
+        if self._searches:
             busy = frozenset()  # while one runs, what was searched may change
         self._cores = frozenset(t.processor for t in states if t.tid in busy)
         stay_off(self._cores)
@@ -290,7 +306,8 @@ class Stopper:
             reason=0,
             reason_tid=0,
             reason_address=0,
-            search=int(searched),
+            search=int(self._searches or bool(self._doubted)),
+            excuse_count=0,
             busy_limit=int(BUSY_LIMIT * max(1, len(busy)) * patience * 1e6 * rate),
         )
         process.write(table_at, bytes(self._table))
@@ -450,18 +467,28 @@ class Stopper:
         return self._aborted()
 
     def _search(self, table_at: int) -> NotNow | None:
-        """With every thread in the agent: look through the stacks that none of them stands on."""
-        request, agent, process = self._request, self.agent, self.agent.process
-        if request.coroutines is None or not request.forbidden:
+        """With every sleeper in the agent: look at what its own scan cannot tell."""
+        if not self._searches and not self._doubted:
             return None
+        agent = self.agent
         while True:
-            table = type(self._table).from_buffer_copy(process.read(table_at, ctypes.sizeof(self._table)))
-            here = [row for row in table if row.arrived]
+            table = type(self._table).from_buffer_copy(agent.process.read(table_at, ctypes.sizeof(self._table)))
+            here = [row for row in table if row.arrived and not row.busy]
             if len(here) == agent.get("sleepers") + 1:
                 break
             if agent.get("state") != abi.State.STOPPING or time.monotonic() > self._limit:
                 return None  # the agent knows why
             time.sleep(0.0001)
+        if self._searches and (problem := self._search_suspended(here)) is not None:
+            return problem
+        self._excuse([row for row in here if int(row.tid) in self._doubted])
+        agent.set(search=0)
+        return None
+
+    def _search_suspended(self, here: Sequence[abi.Thread]) -> NotNow | None:
+        """Look through the stacks that no thread stands on."""
+        request, process = self._request, self.agent.process
+        assert request.coroutines is not None
         threads = [(int(row.sp), int(row.tcb)) for row in here]
         try:
             found = find_suspended(process, request.coroutines, merge(request.forbidden), threads)
@@ -478,8 +505,28 @@ class Stopper:
         if found is not None:
             where = f"a suspended stack at {found.place:#x}"
             return NotNow(Reason("active", str(process.pid), self._active(where, found.code)))
-        agent.set(search=0)
         return None
+
+    def _excuse(self, threads: Sequence[abi.Thread]) -> None:
+        """Tell the agent of words on the stacks of these threads that only look like return addresses."""
+        process = self.agent.process
+        excuses: list[int] = []
+        for row in threads:
+            if row.arrived == abi.ON_ALTERNATE or self._request.unwinder is None:
+                continue
+            at = int(row.sp) - abi.RED_ZONE - ctypes.sizeof(abi.Frame)
+            frame = abi.Frame.from_buffer_copy(process.read(at, ctypes.sizeof(abi.Frame)))
+            mapping = mapping_at(process.maps(), int(row.sp))
+            slots = self._request.unwinder.return_slots(int(row.pc), frame.registers(int(row.sp)))
+            if slots is None or mapping is None:
+                continue
+            low = -(-int(row.sp) // 8) * 8
+            words = np.frombuffer(process.read(low, (mapping.end - low) // 8 * 8), np.uint64)
+            hits = [low + 8 * index for index in hits_in(words, merge(self._request.forbidden))]
+            excuses += [address for address in hits if address not in slots]
+        excuses = excuses[:MOST_EXCUSES]
+        process.write(self._excuses_at, struct.pack(f"<{len(excuses)}Q", *excuses))
+        self.agent.set(excuses=self._excuses_at, excuse_count=len(excuses))
 
     def _aborted(self) -> NotNow:
         """The reason that the agent gives for an aborted stop, in words."""
@@ -493,6 +540,7 @@ class Stopper:
             text = f"process {pid}: {name}() of the new build reported a failure; nothing was changed"
             return NotNow(Reason("hook-failed", name, text))
         if reason is abi.StopReason.ACTIVE:
+            self._doubted.add(tid)
             return NotNow(Reason("active", str(tid), self._active(thread, int(box.reason_address))))
         words = {
             abi.StopReason.OK: "the stop was given up",

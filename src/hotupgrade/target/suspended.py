@@ -89,14 +89,15 @@ def find_suspended(
         return next((hit for at in contexts if (hit := _in_context(process, at, watched))), None)
     live = [_stack_range(maps, sp, tcb) for sp, tcb in threads]
     for start, words in blocks:
-        for index in _hits(words, watched):
+        for index in hits_in(words, watched):
             place = start + 8 * index
             if not any(low <= place < high for low, high in live):
                 return Found(place, int(words[index]))
     return None
 
 
-def _hits(words: Words, watched: Sequence[tuple[int, int]]) -> list[int]:
+def hits_in(words: Words, watched: Sequence[tuple[int, int]]) -> list[int]:
+    """Indices of the words that could be return addresses into one of the ranges, which are sorted and disjoint."""
     lows = np.array([low for low, _ in watched], np.uint64)
     highs = np.array([high for _, high in watched], np.uint64)
     index = np.searchsorted(lows, words, side="left") - 1  # the last range that begins below the word
@@ -114,7 +115,7 @@ def _in_context(process: Process, at: int, watched: Sequence[tuple[int, int]]) -
         return None  # its stack is gone
     if any(first < pc < end for first, end in watched):
         return Found(at + _RIP, pc)
-    return next((Found((sp & ~7) + 8 * i, int(words[i])) for i in _hits(words, watched)), None)
+    return next((Found((sp & ~7) + 8 * i, int(words[i])) for i in hits_in(words, watched)), None)
 
 
 def _contexts(start: int, words: Words) -> list[int]:

@@ -18,6 +18,7 @@ from hotupgrade.target.agent import (
     Operation,
     system_call,
 )
+from hotupgrade.target.backtrace import Region, Unwinder
 from hotupgrade.target.images import touch
 from hotupgrade.target.maps import PAGE, mapping_at
 from hotupgrade.target.scratch import Scratch
@@ -70,6 +71,9 @@ class Commit:
             agent, session.clocks, scratch, len(change.words) + 1, len(change.forbidden), len(change.hooks)
         )
         self._coroutines = coroutines(session.modules)
+        images = [image for module in session.ledger.modules for image in module.images if image.start]
+        regions = [Region(i.start, i.start + i.size, i.eh_frame) for i in images if i.eh_frame]
+        self._unwinder = Unwinder(session.process, session.modules, regions)
         self._old_ledger = agent.get("ledger")
         self._ledger_at = self._ledger_room = 0
 
@@ -93,15 +97,16 @@ class Commit:
 
     def empty_stop(self, timeout: float) -> StopReport:
         """The same stop, with all its checks, without any edit: the control."""
-        request = StopRequest(forbidden=self._change.forbidden, coroutines=self._coroutines)
+        request = StopRequest(forbidden=self._change.forbidden, coroutines=self._coroutines, unwinder=self._unwinder)
         return self._stopper.stop(request, timeout)
 
     def stop(self, timeout: float) -> StopReport:
         """Replace.  Raises NotNow, with nothing changed, if it was not possible in time."""
         change = self._change
         switch = Word(self._agent.field_address("ledger"), self._old_ledger, self._ledger_at)
+        code = [*change.code, switch]
         request = StopRequest(
-            change.data, [*change.code, switch], change.forbidden, change.hooks, self._coroutines, change.after
+            change.data, code, change.forbidden, change.hooks, self._coroutines, change.after, self._unwinder
         )
         return self._stopper.stop(request, timeout)
 

@@ -35,7 +35,8 @@ static void note_end(void *unused UNUSED)
     ended += VERSION;
 }
 
-/* x > 0: work for x milliseconds; 0: look at the stack; -1: wait for release(); -2: end with a core; -3: end the thread */
+/* x > 0: work for x milliseconds; 0: look at the stack; -1: wait for release(); -2: end with a core; -3: end the thread
+ */
 static NOINLINE long WORK(long x)
 {
     long end = now_ms() + x;

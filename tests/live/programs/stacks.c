@@ -82,6 +82,32 @@ EXPORT long version(long x UNUSED)
     return VERSION;
 }
 
+/* A word in a live frame that looks like a return address into a function that changes, and is none. */
+
+static void *trace;
+
+static NOINLINE void remember(void)
+{
+    trace = __builtin_return_address(0);
+}
+
+EXPORT long leave_trace(long x)
+{
+    remember();
+    return x + VERSION;
+}
+
+EXPORT long doze(long x)
+{
+    volatile long room[8];
+    room[3] = (long)trace;
+    while (!go_on) {
+        usleep(1000);
+    }
+    result = room[3] != 0 ? VERSION * 0 + 77 : -1;
+    return x;
+}
+
 /* Coroutines */
 
 static ucontext_t caller, coroutine;

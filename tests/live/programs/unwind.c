@@ -43,8 +43,7 @@ EXPORT long lock_memory(long unused UNUSED)
 /* Take all the memory that may be locked; give it back. */
 EXPORT long fill_memory(long on)
 {
-    static struct
-    {
+    static struct {
         void *at;
         size_t size;
     } taken[4096];

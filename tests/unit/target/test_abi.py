@@ -18,6 +18,7 @@ PAIRS = {
     "hu_edit": abi.Edit,
     "hu_op": abi.Op,
     "hu_header": abi.Header,
+    "hu_frame": abi.Frame,
 }
 
 
@@ -32,7 +33,16 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
             f'printf("{name}.{field} %zu\\n", __builtin_offsetof(struct {name}, {field}));'
             for field, *_ in mirror._fields_
         ]
-    for constant in ("HU_MAGIC", "HU_ABI", "HU_STAMPS", "HU_COMMITTED", "HU_ABORTED", "HU_OP_STOP", "HU_NO_STACK"):
+    for constant in (
+        "HU_MAGIC",
+        "HU_ABI",
+        "HU_STAMPS",
+        "HU_COMMITTED",
+        "HU_ABORTED",
+        "HU_OP_STOP",
+        "HU_HOOK",
+        "HU_ON_ALTERNATE",
+    ):
         lines.append(f'printf("{constant} %llu\\n", (unsigned long long){constant});')
     program = folder / "layout.c"
     program.write_text('#include <stdio.h>\n#include "abi.h"\nint main(void) {' + "\n".join(lines) + "}\n")
@@ -56,7 +66,8 @@ def test_constants_match(layout: dict[str, int]) -> None:
     assert layout["HU_COMMITTED"] == abi.State.COMMITTED
     assert layout["HU_ABORTED"] == abi.State.ABORTED
     assert layout["HU_OP_STOP"] == abi.OpKind.STOP
-    assert layout["HU_NO_STACK"] == abi.StopReason.NO_STACK
+    assert layout["HU_HOOK"] == abi.StopReason.HOOK
+    assert layout["HU_ON_ALTERNATE"] == abi.ON_ALTERNATE
 
 
 def test_mailbox_leaves_room_for_operations() -> None:
