@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import struct
+from functools import cached_property
 
 from hotupgrade.binary.build import Build
+from hotupgrade.binary.debug.model import Variable
 from hotupgrade.binary.model import Kind
+from hotupgrade.plan.leaves import leaves, quoted, written
 from hotupgrade.plan.rows import Rows
+from hotupgrade.plan.scopes import variables_of
 from hotupgrade.plan.targets import Targets
 
-_MOST_PLACES, _MOST_TEXT = 4, 60
+_MOST_PLACES = 4
 _NUMBERS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 
 
@@ -19,6 +23,11 @@ class Initial:
     def __init__(self, build: Build) -> None:
         self.build = build
         self._targets = Targets(build, Rows(build))
+
+    @cached_property
+    def variables(self) -> dict[int, Variable]:
+        """What debug information says of the objects, by row."""
+        return {row: variables[0] for row, variables in variables_of(self.build).items()}
 
     def words(self, row: int) -> dict[int, str]:
         """Offset → what the pointer there names, for the words of an object that the loader fills in."""
@@ -51,21 +60,60 @@ class Initial:
 
 
 def difference(old: Initial, old_row: int, new: Initial, new_row: int) -> str:
-    """What differs between the contents of an object of one size in two builds."""
+    """What differs between the contents of an object of one size in two builds, by field where types are known."""
     was, becomes = old.content(old_row), new.content(new_row)
     was_words, words = old.words(old_row), new.words(new_row)
-    if not was_words and not words:
-        first_value, second_value = _value(was), _value(becomes)
-        if first_value is not None and second_value is not None:
-            return f"{first_value} → {second_value}"
-    places = []
-    for offset in range(0, len(was), 8):
-        first = was_words.get(offset) or _number(was[offset : offset + 8])
-        second = words.get(offset) or _number(becomes[offset : offset + 8])
-        if first != second:
-            places.append(f"at +{offset} {first} → {second}" if len(was) > 8 else f"{first} → {second}")
+    contents = (was, was_words), (becomes, words)
+    found, understood = _by_field(old, new, new_row, *contents)
+    if not understood and not was_words and not words and len(was) not in _NUMBERS:
+        first_text, second_text = _text(was), _text(becomes)
+        if first_text is not None and second_text is not None:
+            return f"{first_text} → {second_text}"
+    found += _by_word(*contents, understood)
+    places = [f"{path.removeprefix('.')} {first} → {second}".lstrip() for path, first, second in found]
     more = f" and in {len(places) - _MOST_PLACES} more places" if len(places) > _MOST_PLACES else ""
     return ", ".join(places[:_MOST_PLACES]) + more
+
+
+#: Contents, and what the pointers among them name.
+_Contents = tuple[bytes, dict[int, str]]
+
+
+def _by_field(
+    old: Initial, new: Initial, row: int, was: _Contents, becomes: _Contents
+) -> tuple[list[tuple[str, str, str]], set[int]]:
+    """(path, old value, new value) of each field that differs, and the bytes whose types are known."""
+    found: list[tuple[str, str, str]] = []
+    understood: set[int] = set()
+    variable = new.variables.get(row)
+    if variable is None:
+        return found, understood
+    for leaf in leaves(new.build.debug, variable.text, variable.file):
+        places = range(leaf.offset, leaf.offset + leaf.size)
+        if places.stop > len(becomes[0]) or (not leaf.bits and understood.issuperset(places)):
+            continue  # another member of a union says it already
+        understood.update(places)
+        first, second = (
+            words.get(leaf.offset) or written(side.build.debug, leaf, content, variable.file)
+            for side, (content, words) in ((old, was), (new, becomes))
+        )
+        if first != second:
+            found.append((leaf.path, first, second))
+    return found, understood
+
+
+def _by_word(was: _Contents, becomes: _Contents, understood: set[int]) -> list[tuple[str, str, str]]:
+    """The same without types."""
+    found = []
+    for offset in range(0, len(was[0]), 8):
+        places = range(offset, min(offset + 8, len(was[0])))
+        if understood and all(i in understood or was[0][i] == becomes[0][i] for i in places):
+            continue
+        first = was[1].get(offset) or _number(was[0][offset : offset + 8])
+        second = becomes[1].get(offset) or _number(becomes[0][offset : offset + 8])
+        if first != second:
+            found.append((f"at +{offset}" if len(was[0]) > 8 else "", first, second))
+    return found
 
 
 def text_at(build: Build, vaddr: int) -> str:
@@ -74,17 +122,15 @@ def text_at(build: Build, vaddr: int) -> str:
     if section is None:
         return ""
     raw = build.read(vaddr, min(4096, section.vaddr + section.size - vaddr))
-    return _quoted(raw.split(b"\0", 1)[0]) if b"\0" in raw else ""
+    return quoted(raw.split(b"\0", 1)[0]) if b"\0" in raw else ""
 
 
-def _value(content: bytes) -> str | None:
-    """A number or a text; None for anything else."""
-    if len(content) in _NUMBERS:
-        return _number(content)
+def _text(content: bytes) -> str | None:
+    """What fills an array of characters; None for anything else."""
     text = content.rstrip(b"\0")
     if b"\0" in text or len(text) == len(content):
         return None
-    return _quoted(text) or ('""' if not text else None)
+    return quoted(text) or ('""' if not text else None)
 
 
 def _number(content: bytes) -> str:
@@ -95,14 +141,3 @@ def _number(content: bytes) -> str:
     if (negative := value - (1 << 8 * len(content))) >= -4096 and len(content) > 1:
         return str(negative)
     return str(value) if value < 1 << 20 or len(content) < 4 else hex(value)
-
-
-def _quoted(raw: bytes) -> str:
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        return ""
-    if not text or not all(letter.isprintable() or letter in "\n\t" for letter in text):
-        return ""
-    text = text.replace("\n", "\\n").replace("\t", "\\t")
-    return f'"{text}"' if len(text) <= _MOST_TEXT else f'"{text[:_MOST_TEXT]}…"'

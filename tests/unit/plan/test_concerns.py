@@ -106,6 +106,64 @@ def test_initial_values_that_a_running_process_does_not_get(compiler: Compiler) 
     assert "hook" not in texts
 
 
+def test_values_are_written_as_their_types_say(compiler: Compiler) -> None:
+    """With debug information: fields by name, signs, enumerators, pointers."""
+    text = """
+    #include <stdbool.h>
+    #include <stdatomic.h>
+    enum mode { MODE_SLOW, MODE_FAST = 7 };
+    struct rate { int burst; unsigned flags : 3, level : 5; signed delta : 4; };
+    struct port {
+        char name[12]; enum mode mode; bool up; double weight; struct rate rates[2]; int (*run)(const char *);
+        struct { short low; } part; unsigned long mask; _Atomic int seen; struct port *next;
+    };
+    enum mode mode = %s; bool up = %s; float weight = %s; signed char below = %d; int grid[2][3] = {{0, 1, %d}};
+    struct port port = { "%s", %s, %s, %s, {{1, 2, 3, -1}, {%d, %d, %d, %d}}, %s, {%d}, %s, %d, %s };
+    struct port *use(int x) { mode += below + grid[x][x] + weight + up; port.part.low += mode; return &port; }
+    """
+    first = ("MODE_SLOW", "false", "0.5f", -1, 4, "eth0", "MODE_SLOW", "true", "1.5", 5, 6, 7, -2, "puts", -3)
+    second = ("MODE_FAST", "true", "2.5f", -2, 5, "eth1", "MODE_FAST", "false", "2.5", 6, 5, 8, -3, "remove", -4)
+    every = found(compiler, text % (*first, "1", 8, "0"), text % (*second, "~0UL", 9, "&port"), "-g")
+    stays = "; the running value stays"
+    texts = {name: text.removesuffix(stays) for name, text in of(ConcernKind.INITIAL, every).items()}
+    assert texts.pop("port") == (
+        'port: name "eth0" → "eth1", mode MODE_SLOW → MODE_FAST, up true → false, weight 1.5 → 2.5 and in 9 more places'
+    )
+    assert texts == {
+        "mode": "mode: MODE_SLOW → MODE_FAST",
+        "up": "up: false → true",
+        "weight": "weight: 0.5 → 2.5",
+        "below": "below: -1 → -2",
+        "grid": "grid: [0][2] 4 → 5",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "old", "new", "said"),
+    [
+        ("unsigned flags : 3, level : 5", "{2, 3}", "{2, 4}", "value.level 3 → 4"),
+        ("signed delta : 4", "{-1}", "{-2}", "value.delta -1 → -2"),
+        ("struct { short low; } part", "{{-3}}", "{{-4}}", "value.part.low -3 → -4"),
+        ("unsigned long mask", "{1}", "{~0UL}", "value.mask 1 → 0xffffffffffffffff"),
+        ("_Atomic int seen", "{8}", "{9}", "value.seen 8 → 9"),
+        ("void *next", "{0}", "{&holder}", "value.next NULL → holder"),
+        ("int (*run)(const char *)", "{puts}", "{remove}", "value.run puts → remove"),
+        ("struct { long a, b; } pairs[2]", "{{{1, 2}, {3, 4}}}", "{{{1, 2}, {3, 5}}}", "at +32 4 → 5"),
+        ("union { int i; float f; } both", "{{1}}", "{{2}}", "value.both.i 1 → 2"),
+        ("struct holder *list[2]", "{{0, 0}}", "{{0, &holder}}", "value.list[1] NULL → holder"),
+    ],
+)
+def test_a_field_is_found_by_name(compiler: Compiler, field: str, old: str, new: str, said: str) -> None:
+    text = """
+    struct holder {{ long first; struct value {{ {field}; }} value; }};
+    extern struct holder holder; struct holder holder = {{ 1, {value} }};
+    struct holder *use(void) {{ holder.first++; return &holder; }}
+    """
+    builds = (text.format(field=field, value=value) for value in (old, new))
+    texts = of(ConcernKind.INITIAL, found(compiler, *builds, "-g"))
+    assert texts == {"holder": f"holder: {said}; the running value stays"}
+
+
 def test_tables_of_constants_that_change_in_place(compiler: Compiler) -> None:
     text = """
     extern int one(int); extern int two(int);
