@@ -68,6 +68,24 @@ extern "C" int guarded(int x) noexcept(false)
 extern "C" int quiet(int x) noexcept { return guarded(x); }
 extern "C" int main_like(int x) { try { return quiet(x); } catch (...) { throw; } }
 """
+TYPES = r"""
+enum colour { RED, GREEN = CHANGE, BLUE = -3 };
+typedef struct { unsigned flag : 3, more : 5; _Atomic long count; } counted;
+struct node { struct node *next; union { long number; char text[CHANGE]; struct { int x, y; }; }; enum colour colour; };
+static struct node head = {&head, {CHANGE}, RED};
+static counted counter;
+typedef int (*callback)(const struct node *, counted);
+callback registered;
+__thread struct node *current;
+int use(struct node *node, callback call, ...)
+{
+    static int calls;
+    for (struct node *n = node ? node : &head; n; n = n->next) {
+        calls += n->colour == GREEN ? call(n, counter) : (int) n->x;
+    }
+    return calls + (current ? current->y : 0);
+}
+"""
 PROGRAM = "int outside(int x) { return x; }\n" + LIBRARY + "int main(void) { return table(3) + word(1)[0]; }\n"
 VERSIONS = "ONE { global: exported; table; weak; }; TWO { global: *; } ONE;\n"
 
@@ -81,7 +99,10 @@ FLAVOURS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "bound": ("c", LIBRARY, (*SHARED, "-Wl,-Bsymbolic", "-Wl,--hash-style=both", "-fno-plt")),
     "throws": ("cc", THROWS, (*SHARED, "-fexceptions")),
     "program": ("c", PROGRAM, ("-pie", "-fPIE", "-Wl,-e,main")),
-    "debug": ("c", LIBRARY, (*SHARED, "-g1")),
+    "lines": ("c", LIBRARY, (*SHARED, "-g1")),
+    "types": ("c", TYPES, (*SHARED, "-g", "-O1")),
+    "types-4": ("c", TYPES, (*SHARED, "-gdwarf-4", "-fdebug-types-section", "-gz")),
+    "types-cxx": ("cc", THROWS, (*SHARED, "-g", "-fexceptions")),
 }
 
 

@@ -15,6 +15,9 @@ import msgspec
 from fuzz import corpus, memory, mutations
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, Entry, cache_key, load_build
+from hotupgrade.binary.debug.model import checked
+from hotupgrade.binary.debug.read import read_debug
+from hotupgrade.binary.elf import ElfFile
 from hotupgrade.errors import Refused
 from hotupgrade.plan.cache import compare_cached
 from hotupgrade.plan.compare import compare
@@ -42,7 +45,12 @@ def good() -> Build:
 
 @functools.cache
 def throwing() -> Build:
-    return Build.from_bytes(corpus.compiled(folder(), "throws", 6).read_bytes(), "good")
+    return Build.from_bytes(corpus.compiled(folder(), "types-cxx", 6).read_bytes(), "good")
+
+
+@functools.cache
+def typed() -> Build:
+    return Build.from_bytes(corpus.compiled(folder(), "types", 6).read_bytes(), "good")
 
 
 # Files
@@ -56,6 +64,7 @@ def read_all(build: Build) -> None:
     assert build.read(0, min(build.span, 64))
     assert build.fingerprint
     assert build.exception_tables is not None
+    assert build.debug.missing or build.debug.files
     assert all(table.count >= 1 for table in build.jump_tables)
     assert build.section_at(0x1000) or build.slot_at(0x1000) or True
 
@@ -65,11 +74,20 @@ def build(data: bytes) -> None:
         read_all(Build.from_bytes(data, "mutated"))
 
 
+def types(data: bytes) -> None:
+    """Debug information: whatever it says, the answer is what it says or why it is of no use."""
+    with contextlib.suppress(Refused):
+        elf = ElfFile(data, "mutated")
+        debug = read_debug(data, elf.sections)
+        assert checked(debug) is debug
+        assert debug.missing or debug.files
+
+
 def plan(data: bytes) -> None:
     """The mutated file as the new build, and as the one that runs."""
     with contextlib.suppress(Refused):
         mutated = Build.from_bytes(data, "mutated")
-        intact = throwing() if "guarded" in mutated.by_name else good()
+        intact = throwing() if "guarded" in mutated.by_name else typed() if "use" in mutated.by_name else good()
         for old, new in ((intact, mutated), (mutated, intact)):
             with contextlib.suppress(Refused):
                 planned(old, new)
@@ -78,7 +96,7 @@ def plan(data: bytes) -> None:
 def planned(old: Build, new: Build) -> None:
     comparison = compare(old, new)
     images = [Image(old, BASE)]
-    for options in (PlanOptions(), PlanOptions(whole=True)):
+    for options in (PlanOptions(trust_layout=True), PlanOptions(trust_layout=True, whole=True)):
         refusals, _ = verdict(images, 0, new, [comparison], options)
         assert all(reason.code and reason.text for reason in refusals)
         with contextlib.suppress(Refused):
@@ -165,6 +183,10 @@ def elf_seeds() -> list[bytes]:
     return [*corpus.files(folder()).values(), *corpus.files(folder(), 5).values()]
 
 
+def type_seeds() -> list[bytes]:
+    return [content for name, content in corpus.files(folder()).items() if name.startswith("types")]
+
+
 def cache_seeds() -> list[bytes]:
     with tempfile.TemporaryDirectory() as place:
         cache = Cache(Path(place))
@@ -196,8 +218,9 @@ class Target:
 
 
 TARGETS = {
-    "build": Target(build, elf_seeds, 0.4, structured=True),
-    "plan": Target(plan, elf_seeds, 0.3, structured=True),
+    "build": Target(build, elf_seeds, 0.25, structured=True),
+    "types": Target(types, type_seeds, 0.2, structured=True),
+    "plan": Target(plan, elf_seeds, 0.25, structured=True),
     "ledger": Target(ledger_record, record_seeds, 0.05),
     "modules": Target(memory.modules, lambda: [memory.seed()], 0.1),
     "maps": Target(maps, map_seeds, 0.05),
