@@ -199,7 +199,7 @@ def define(entry: Entry) -> Definition:
     if entry.tag == Tag.ENUMERATION:
         return Definition("enum", size, alignment, enumerators=enumerators_of(entry), text=_stored_as(entry, size))
     fields: list[Field] = []
-    _add_fields(fields, entry, "", 0, MAX_FIELDS)
+    _add_fields(fields, entry, "", 0, _Room(MAX_FIELDS))
     return Definition(_STRUCTURES[entry.tag], size, alignment, tuple(fields))
 
 
@@ -219,8 +219,21 @@ def _stored_as(entry: Entry, size: int) -> str:
     return f"{_ENCODINGS.get(encoding or 0, 'int')}{8 * size}"
 
 
-def _add_fields(fields: list[Field], entry: Entry, prefix: str, start: int, limit: int) -> None:
+class _Room:
+    """How many members may yet be looked at: those of structures in structures multiply, even where they are empty."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Corrupt("a structure with too many members")
+
+
+def _add_fields(fields: list[Field], entry: Entry, prefix: str, start: int, room: _Room) -> None:
     for child in entry.children:
+        room.take()
         tag = child.tag
         if tag == Tag.MEMBER:
             if At.EXTERNAL in child.values or At.DECLARATION in child.values:
@@ -229,7 +242,7 @@ def _add_fields(fields: list[Field], entry: Entry, prefix: str, start: int, limi
             inner = _unnamed_structure(child)
             if inner is not None and bit >= 0 and not width:
                 name = child.name
-                _add_fields(fields, inner, f"{prefix}{name}." if name else prefix, start + bit, limit)
+                _add_fields(fields, inner, f"{prefix}{name}." if name else prefix, start + bit, room)
                 continue
             text = type_of(child)
             if At.ALIGNMENT in child.values:
@@ -243,8 +256,6 @@ def _add_fields(fields: list[Field], entry: Entry, prefix: str, start: int, limi
             slot = child.values[At.VTABLE_ELEM_LOCATION]
             number = unsigned(slot, 1)[0] if isinstance(slot, bytes) and slot[:1] == bytes([Op.CONSTU]) else slot
             fields.append(Field(f"{prefix}<virtual {number!s}>", 0, 0, function_name(child)))
-        if len(fields) > limit:
-            raise Corrupt("a structure with too many members")
 
 
 def _unnamed_structure(member: Entry) -> Entry | None:
