@@ -78,6 +78,17 @@ def test_gdb_names_and_unwinds_old_and_new_frames(build: Builder, start: Start, 
     assert program.call("outer", 1) == 111
 
 
+def test_what_symbols_says_to_gdb_works(build: Builder, start: Start, hu: HotUpgrade, gdb: str) -> None:
+    """For a C library that cannot tell: gdb looks at no library by itself here."""
+    program = start(build.host(build.library("afterwards", 1, FRAMES)))
+    hu.upgraded(program, build.library("afterwards", 2, FRAMES))
+    (command,) = hu("symbols", program.pid, "--json").document["gdb"]
+    program.ask("work", "busy", 1, "outer", 10_000, -1000)
+    words = [gdb, "-iex", "set auto-solib-add off", "-iex", "set confirm off", "-p", str(program.pid)]
+    assert "in work_of_build_2 (" not in said(*words, "-ex", "thread apply all bt")
+    order(said(*words, "-ex", command, "-ex", "thread apply all bt"), "in work_of_build_2 (", "in inner (")
+
+
 def test_namespaces_of_the_linker_are_left_alone(build: Builder, start: Start, hu: HotUpgrade, gdb: str) -> None:
     """dlmopen before and after: the linker's list holds its namespaces and ours."""
     program = start(build.host(build.library("afterwards", 1)))

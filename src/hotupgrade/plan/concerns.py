@@ -95,6 +95,8 @@ def duty(name: str) -> str | None:
     if _CXX_FREES.match(name):
         return "frees"
     words = {word.lower() for word in _WORDS.findall(name)}
+    if words & {"put", "push"}:
+        words.discard("uninit")  # room that is not filled yet
     return next((title for title, marks in _DUTIES.items() if words & marks), None)
 
 
@@ -108,6 +110,7 @@ class _Finder:
         self._comparison = comparison
         self._old, self._new = comparison.old, comparison.new
         self._old_calls, self._new_calls = Calls(self._old), Calls(self._new)
+        self._new_initial = Initial(self._new)
 
     @cached_property
     def _changed(self) -> list[tuple[int, int, str]]:
@@ -182,27 +185,34 @@ class _Finder:
             return _CONSTRUCTOR if not above else f"{name}() is a constructor"
         if creates(stem_of(name).base):
             return "by its name" if not above else f"called only from {name}()"
-        takers = self._new_calls.takers.get(row, set())
         callers = self._new_calls.callers.get(row, set()) - {row}
-        if takers and all(any(c.name == "pthread_once" for c in self._new_calls.of(taker)) for taker in takers):
-            callers |= takers
-            if not callers - takers:
-                return "run by pthread_once()"
-        elif self._new.taken[row] and not self._new.entities.exported[row]:
+        takers = self._new_calls.takers.get(row, set())
+        members = self._new_initial.members(row)
+        once = bool(takers) and all(self._runs_once(taker) for taker in takers)
+        unexplained = bool(self._new.taken[row]) and not takers and not members
+        if unexplained or (takers and not once) or len(above) >= _DEPTH or callers & above:
             return ""
-        if not callers or len(above) >= _DEPTH or callers & above:
+        if not all(creates(member.rpartition(".")[2]) for member in members):
             return ""
-        reasons = [self._creation_reason(caller, above | {row}) for caller in sorted(callers)]
-        if not all(reasons):
+        if not all(self._creation_reason(caller, above | {row}) for caller in callers):
             return ""
-        return "called only from " + _names([f"{self._new.entities.names[c]}()" for c in sorted(callers)])
+        reasons = ["run by pthread_once()"] if once else []
+        reasons += [f"it is {_names(members)}"] if members else []
+        if callers:
+            here = "here " if self._new.entities.exported[row] else ""
+            names = _names([f"{self._new.entities.names[caller]}()" for caller in sorted(callers)])
+            reasons.append(f"called {here}only from {names}")
+        return " and ".join(reasons)
+
+    def _runs_once(self, row: int) -> bool:
+        return any(call.name == "pthread_once" for call in self._new_calls.of(row))
 
     # Contents
 
     def contents(self) -> Iterator[Concern]:
         if not self._comparison.initial_changed:
             return
-        old, new = Initial(self._old), Initial(self._new)
+        old, new = Initial(self._old), self._new_initial
         for old_row, row in self._comparison.initial_changed:
             name, what = self._new.entities.names[row], difference(old, old_row, new, row)
             if int(self._new.entities.kind[row]) in (Kind.OBJECT, Kind.TLS):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from functools import cached_property
 
+import numpy as np
+
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.debug.model import Variable
 from hotupgrade.binary.model import Kind
@@ -46,6 +48,17 @@ class Initial:
             else:
                 name = text_at(self.build, int(targets.plain_addend[index])) or "unnamed data"
             found[int(targets.vaddr[index]) - low] = name
+        return found
+
+    def members(self, function: int) -> list[str]:
+        """Where tables hold the address of a function: ``netdev_linux_class.construct``, or ``+16`` for the field."""
+        found = []
+        for index in np.flatnonzero((self._targets.row == function) & (self._targets.container >= 0)).tolist():
+            row, offset = int(self._targets.container[index]), int(self._targets.offset[index])
+            variable = self.variables.get(row)
+            parts = leaves(self.build.debug, variable.text, variable.file) if variable else []
+            path = next((leaf.path for leaf in parts if leaf.offset == offset), f"+{offset}")
+            found.append(self.build.entities.names[row] + path)
         return found
 
     def content(self, row: int) -> bytes:

@@ -193,6 +193,20 @@ def test_what_acts_only_when_something_is_made(compiler: Compiler) -> None:
     assert set(texts) <= {"conn_init"}, "fill() and use() act on what exists"
 
 
+@pytest.mark.parametrize(("flag", "seen"), [("-g", True), ("-g0", False)])
+def test_members_of_tables_of_functions(compiler: Compiler, flag: str, seen: bool) -> None:
+    """The name of the member says when a function is called; without types nobody can tell."""
+    text = """
+    struct class { int (*construct)(int *); int (*run)(int *); };
+    static int first(int *p) { return checksum(p, 1%d); }
+    static int second(int *p) { return checksum(p, 2%d); }
+    extern const struct class plain_class; const struct class plain_class = { first, second };
+    """
+    texts = of(ConcernKind.CREATION, found(compiler, text % (1, 1), text % (2, 2), flag))
+    assert set(texts) == ({"first"} if seen else set())
+    assert not seen or "(it is plain_class.construct)" in texts["first"]
+
+
 def test_a_build_that_differs_in_nothing_raises_no_concern(compiler: Compiler) -> None:
     text = "int limit = 3; void clean(struct conn *c) { free(c->name); limit++; }"
     assert found(compiler, text, text) == []
@@ -204,6 +218,8 @@ def test_a_build_that_differs_in_nothing_raises_no_concern(compiler: Compiler) -
         ("free", "frees"),
         ("conn_clean__", None),
         ("ofpbuf_delete", "frees"),
+        ("ofpbuf_uninit", "frees"),
+        ("ofpbuf_put_uninit", None),
         ("ovsrcu_postpone__", "frees"),
         ("_ZdlPvm", "frees"),
         ("_ZN4ConnD1Ev", "frees"),
