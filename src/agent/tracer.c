@@ -32,6 +32,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define RED_ZONE 128
+#define RSEQ_CS_AT 8    /* of the field rseq_cs in struct rseq */
 #define LATE_US 3000000 /* how long threads that are late are waited for, in microseconds */
 
 enum visit_status {
@@ -148,6 +149,26 @@ static int has_signal(pid_t tid, uint64_t mask)
     return 0;
 }
 
+/* A thread that is interrupted within a restartable sequence (rseq) must start it anew.  The kernel sees to that when
+ * the thread goes on, but only where it then is; so it is done here, before its registers say otherwise. */
+static void start_sequence_anew(int memory, pid_t tid, struct user_regs_struct *regs)
+{
+    struct __ptrace_rseq_configuration area;
+    struct {
+        uint32_t version, flags;
+        uint64_t start, size, abort;
+    } sequence;
+    uint64_t at;
+    if (ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, sizeof area, &area) != sizeof area || !area.rseq_abi_pointer ||
+        pread(memory, &at, sizeof at, (off_t)(area.rseq_abi_pointer + RSEQ_CS_AT)) != sizeof at || !at ||
+        pread(memory, &sequence, sizeof sequence, (off_t)at) != sizeof sequence) {
+        return;
+    }
+    if (regs->rip - sequence.start < sequence.size) {
+        regs->rip = sequence.abort;
+    }
+}
+
 static void fail(struct visit *visit)
 {
     visit->detail = (uint64_t)errno;
@@ -175,6 +196,9 @@ static void redirect(struct visit *visit, const struct job *job)
     regs = before;
     struct hu_frame frame = {.lead = visit->lead, .thread = visit->thread, .mask = mask};
     frame.error = rewind_call(&regs, &visit->number);
+    if (visit->number == (uint64_t)-1) {
+        start_sequence_anew(job->memory, tid, &regs);
+    }
     frame.resume_after = before.rip;
     frame.r15 = regs.r15, frame.r14 = regs.r14, frame.r13 = regs.r13, frame.r12 = regs.r12;
     frame.rbp = regs.rbp, frame.rbx = regs.rbx, frame.r11 = regs.r11, frame.r10 = regs.r10;
@@ -402,6 +426,9 @@ static void make_calls(struct job *job)
     if (error == 0 && visit->number != (uint64_t)-1) {
         visit->status = VISIT_SIGNALLED; /* its system call has just ended: let it go, try again */
         return;
+    }
+    if (visit->number == (uint64_t)-1) {
+        start_sequence_anew(job->memory, tid, &undo);
     }
     visit->sp = before.rsp;
     visit->pc = before.rip;

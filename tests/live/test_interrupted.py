@@ -7,51 +7,12 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-
 from live.conftest import Start
-from live.harness import DONE, NOT_NOW, REFUSED, Builder, HotUpgrade, Program, until
-
-MOMENTS = (0.1, 0.5, 0.65, 0.75, 0.85, 0.95)  # of the time that the whole command takes
-
-
-@pytest.mark.parametrize("how", ["exit", "exec"])
-def test_the_process_ends_during_the_upgrade(build: Builder, start: Start, hu: HotUpgrade, how: str) -> None:
-    """Ends, or becomes another program; at several moments from the start of the command."""
-    two = build.library("basic", 2)
-
-    def begin() -> Program:
-        program = start(build.host(build.library("basic", 1)))
-        program.ask("sleepers")
-        program.ask("work", "busy", 1, "version")
-        return program
-
-    hu.check(begin().pid, two)  # from now on both builds are known
-    whole = hu.upgrade(begin().pid, two).seconds
-    for moment in MOMENTS:
-        ms = int(moment * whole * 1000)
-        program = begin()
-        program.ask("end", how, ms)
-        answer = hu.upgrade(program.pid, two, limit=30)
-        assert answer.seconds < 20
-        assert "Traceback" not in answer.err
-        if how == "exit":
-            assert answer.code in (DONE, NOT_NOW), f"ended after {ms} ms\n{answer}"
-            assert program.process.wait(10) == 0, "it ended as it wanted to, not by a crash"
-        else:  # refused: the new program holds no such library
-            assert answer.code in (DONE, NOT_NOW, REFUSED), f"another program after {ms} ms\n{answer}"
-            until(lambda program=program: not program.alive() or "sleep" in program.threads().values())
-            time.sleep(0.05)
-            assert program.alive(), f"the new program was killed with {program.process.poll()} ({ms} ms)"
-        program.kill()
+from live.harness import DONE, NOT_NOW, Builder, HotUpgrade, until
 
 
 def test_the_tool_is_killed(build: Builder, start: Start, hu: HotUpgrade) -> None:
-    """SIGKILL at many moments: the target runs on, wholly old or wholly new, and the next run sets it right.
-
-    Sleepers are not asked here: when a tracer dies between stopping a thread and letting it go, the kernel itself ends
-    ``epoll_wait`` and its like with EINTR, as it does for a debugger.
-    """
+    """SIGKILL at many moments: the target runs on, wholly old or wholly new, and the next run sets it right."""
     program = start(build.host(build.library("basic", 1)))
     program.ask("sleepers")
     program.ask("work", "busy", 1, "version")
@@ -74,7 +35,8 @@ def test_the_tool_is_killed(build: Builder, start: Start, hu: HotUpgrade) -> Non
         workers = program.workers()
         assert workers.calls > calls, "the busy thread runs on"
         assert workers.last == {version}
-        assert program.status("TracerPid") == 0
+        until(lambda: program.status("TracerPid") == 0)
+        program.check_sleepers()
     answer = hu.upgrade(program.pid, build.library("basic", 1))
     assert answer.code == DONE, str(answer)
     assert program.call("version") == 1

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from live.conftest import Start
-from live.harness import DONE, NOT_NOW, Builder, HotUpgrade, Options, until
+from live.harness import DONE, NOT_NOW, Builder, Driver, HotUpgrade, Options, until
 
 
 def test_sleepers_notice_nothing(build: Builder, start: Start, hu: HotUpgrade) -> None:
@@ -128,6 +128,23 @@ def test_threads_that_are_hard_to_stop(build: Builder, start: Start, hu: HotUpgr
     assert workers.changes == 4
     assert workers.values == {1, 2}
     assert program.status("TracerPid") == 0
+
+
+@pytest.mark.parametrize("blocked", [0, 1], ids=["by-signal", "by-ptrace"])
+def test_restartable_sequences_are_started_anew(build: Builder, start: Start, hu: HotUpgrade, blocked: int) -> None:
+    """Threads that are nearly always within one (rseq); those that no signal reaches are stopped by ptrace."""
+    program = start(build.host(build.library("basic", 1)))
+    program.ask("work", "sequence", 2, "version", blocked)
+    with Driver(hu) as driver:
+        for turn in range(40):
+            if turn % 2:
+                driver.rolled_back(program)
+            else:
+                driver.upgraded(program, build.library("basic", 2))
+    answer = program.facts("stop")
+    assert int(answer["sequences"]) > 10000
+    assert int(answer["anew"]) > 0
+    assert answer["lost"] == "0", answer
 
 
 def test_128_sleepers_inside_the_library(build: Builder, start: Start, hu: HotUpgrade) -> None:

@@ -8,12 +8,14 @@
 #include "host.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/rseq.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -56,6 +58,13 @@ static void note(struct worker *worker, long value)
         worker->n_values++;
     }
     worker->calls++;
+}
+
+static void block_signals(void)
+{
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
 }
 
 static void call_plainly(struct worker *worker)
@@ -179,6 +188,69 @@ static void call_and_allocate(struct worker *worker)
     call_plainly(worker);
 }
 
+/* Restartable sequences: each adds one to a counter without an atomic instruction.  All these threads share a core, and
+ * the kernel starts a sequence anew that was interrupted; an addition that is lost shows that one was carried on with.
+ */
+
+static long counted;
+static atomic_long sequences;
+static long started_anew;
+
+static bool add_one(struct rseq *area)
+{
+    bool done;
+    __asm__ volatile(".pushsection __rseq_cs, \"aw\"\n"
+                     ".balign 32\n"
+                     "3: .long 0, 0\n"
+                     ".quad 1f, 2f - 1f, 4f\n"
+                     ".popsection\n"
+                     "leaq 3b(%%rip), %%rax\n"
+                     "movq %%rax, %[cs]\n"
+                     "1: movq %[counted], %%rcx\n"
+                     "movl $2000, %%eax\n"
+                     "5: decl %%eax\n"
+                     "jnz 5b\n"
+                     "incq %%rcx\n"
+                     "movq %%rcx, %[counted]\n"
+                     "2: movb $1, %[done]\n"
+                     "jmp 6f\n"
+                     ".byte 0x0f, 0xb9, 0x3d\n"
+                     ".long 0x53053053\n"
+                     "4: movb $0, %[done]\n"
+                     "6:\n"
+                     : [done] "=&r"(done), [counted] "+m"(counted), [cs] "=m"(area->rseq_cs)
+                     :
+                     : "rax", "rcx", "memory", "cc");
+    return done;
+}
+
+static void call_between_sequences(struct worker *worker)
+{
+    struct rseq *area = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+    if (!worker->calls) {
+        cpu_set_t core;
+        sched_getaffinity(0, sizeof core, &core);
+        for (int cpu = CPU_SETSIZE - 1; cpu >= 0; cpu--) { /* the first one stays */
+            if (CPU_ISSET(cpu, &core) && CPU_COUNT(&core) > 1) {
+                CPU_CLR(cpu, &core);
+            }
+        }
+        if (!__rseq_size || sched_setaffinity(0, sizeof core, &core)) {
+            die("rseq");
+        }
+        if (worker->argument) {
+            block_signals();
+        }
+    }
+    for (int turn = 0; turn < 50; turn++) {
+        while (!add_one(area)) {
+            __atomic_add_fetch(&started_anew, 1, __ATOMIC_RELAXED);
+        }
+        sequences++;
+    }
+    call_plainly(worker);
+}
+
 /* From a signal handler on its own stack, in which the thread spends most of its time. */
 
 static _Thread_local struct worker *me;
@@ -207,9 +279,7 @@ static void *worker_main(void *argument)
 {
     struct worker *worker = argument;
     if (!strcmp(worker->way, "blocked")) {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_BLOCK, &all, NULL);
+        block_signals();
     }
     while (!stopping) {
         worker->call(worker);
@@ -237,6 +307,7 @@ void start_workers(const char *way, int count, function *f, long argument, int p
                        : !strcmp(way, "fork")     ? call_in_new_process
                        : !strcmp(way, "altstack") ? call_from_signal_stack
                        : !strcmp(way, "breed")    ? breed
+                       : !strcmp(way, "sequence") ? call_between_sequences
                        : !strcmp(way, "vfork")    ? call_behind_vfork
                        : !strcmp(way, "allocate") ? call_and_allocate
                                                   : call_plainly;
@@ -280,5 +351,5 @@ void stop_workers(void)
     }
     stopping = false;
     n_workers = 0;
-    say("workers=0");
+    say("workers=0 sequences=%ld lost=%ld anew=%ld", (long)sequences, (long)sequences - counted, started_anew);
 }
