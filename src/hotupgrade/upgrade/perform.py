@@ -223,6 +223,8 @@ class _Work:
         """Place, stop, replace, clean up."""
         agent = self._required_agent()
         change = self._change()
+        for item in self._planned:
+            source.keep(item.candidate.new)  # who comes after a tool that was killed needs it
         self._hooks = HookRunner(agent, [item.plan.hooks for item in self._planned], self._settings.timeout)
         with Scratch(agent, scratch_size(self._session, change)) as scratch:
             commit = Commit(self._session, agent, scratch, change)
@@ -245,10 +247,7 @@ class _Work:
             commit.verify()
             commit.record(self._next_ledger(change, report))
         self._run_after()
-        for item in self._planned:
-            source.keep(item.candidate.new)
-        notes = [note for candidate in self._candidates for note in candidate.notes]
-        notes += afterwards(agent, self._session, ledger, self._planned)
+        notes = self._notes() + afterwards(agent, self._session, ledger, self._planned)
         document = self.described() | documents.stopped(report, prepare_us, elapsed_us(after))
         document["generation"] = ledger.generation
         document["notes"] = documents.reasons(notes)
@@ -256,6 +255,11 @@ class _Work:
         document["empty_stop_us"] = documents.breaks(empty) if empty else None
         self._enter(document)
         return document
+
+    def _notes(self) -> list[Reason]:
+        """Those of the verdict, and what only the process showed."""
+        found = [note for candidate in self._candidates for note in candidate.notes]
+        return list(dict.fromkeys([*found, *(note for item in self._planned for note in item.plan.notes)]))
 
     def _required_agent(self) -> Agent:
         if self.agent is None:
