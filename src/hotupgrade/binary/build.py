@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from hotupgrade.binary import code
 from hotupgrade.binary.code import CodeFacts, FactsStore, JumpTable
+from hotupgrade.binary.debug.mentions import Spoken, read_mentions
 from hotupgrade.binary.debug.model import Debug
 from hotupgrade.binary.debug.read import read_debug
 from hotupgrade.binary.debug.sections import USED_SECTIONS
@@ -221,6 +223,10 @@ class Build:
             if self.debug_store is not None:
                 self.debug_store.save(self, found)
         return found
+
+    def spoken_of(self, names: Collection[str]) -> Spoken | None:
+        """Where the debug information speaks of these types; reads it again (None: it cannot be read)."""
+        return read_mentions(self.data, self.sections, names)
 
     @property
     def references(self) -> References:

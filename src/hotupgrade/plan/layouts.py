@@ -8,19 +8,23 @@ of it can be alive (:mod:`hotupgrade.plan.lifetimes`), or if the operator brings
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.debug.model import ATOMIC, Debug, Definition, names_in, plain, without_atomics
-from hotupgrade.binary.model import Kind
+from hotupgrade.binary.model import Flags, Kind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.case import Case
+from hotupgrade.plan.copies import startup
 from hotupgrade.plan.fields import LISTED, added_enumerators, changed_enumerators, difference, listed
 from hotupgrade.plan.homes import NEW
+from hotupgrade.plan.lifetimes import short_lived
 from hotupgrade.plan.scopes import variables_of
+
+_START_FILES = ("crtstuff.c",)
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,17 @@ def layout_reasons(case: Case, exempt: Collection[str] = frozenset()) -> list[Re
     """
     if case.nothing_changes:
         return []
-    missing = _missing(case)
-    if missing:
-        return [] if case.options.trust_layout else missing
-    return [*_types(case, exempt), *_constants(case, exempt), *_variables(case, exempt)]
+    absent = [] if case.options.trust_layout else [*_missing(case), *_holes(case)]
+    return [*absent, *_types(case, exempt), *_constants(case, exempt), *_variables(case, exempt)]
 
 
 def layout_notes(case: Case) -> Iterator[Reason]:
     if case.nothing_changes:
         return
-    missing = _missing(case)
-    for reason in missing if case.options.trust_layout else ():
+    for reason in [*_missing(case), *_holes(case)] if case.options.trust_layout else ():
         text = f"{reason.text.partition(';')[0]}; that types are the same was not compared but taken on trust"
         yield Reason("layout-trusted", reason.subject, text)
-    if not missing:
-        yield from _harmless(case)
+    yield from _harmless(case)
 
 
 def compared_types(old: Debug, new: Debug) -> int:
@@ -66,16 +66,49 @@ def compared_types(old: Debug, new: Debug) -> int:
     return len(old.types.keys() & new.types.keys())
 
 
-def _missing(case: Case) -> list[Reason]:
-    reasons = []
+# Where nothing can be compared
+
+
+def _missing(case: Case) -> Iterator[Reason]:
     for build in dict.fromkeys((case.running.old, case.new)):
         if build.debug.missing:
             text = (
                 f"{build.label}: {build.debug.missing}; so nobody can tell whether types are the same in both builds:"
                 " build with -g, or say --trust-layout if you know that they are"
             )
-            reasons.append(Reason("no-debug-information", build.label, text))
-    return reasons
+            yield Reason("no-debug-information", build.label, text)
+
+
+def _holes(case: Case) -> Iterator[Reason]:
+    """What changes hands, or stays, though part of a build was compiled without debug information."""
+    old, new = case.running.old, case.new
+    if old.debug.missing or new.debug.missing:
+        return
+    replaced = case.running.old_replaced & (old.entities.kind == Kind.FUNCTION) & ~startup(old)
+    names = [*_uncovered(old, replaced), *_uncovered(new, case.selection.needed)]
+    kept = (case.homes.owner != NEW) & np.isin(new.entities.kind, (Kind.OBJECT, Kind.TLS)) & case.used
+    names += [case.described(row) for row in np.flatnonzero(kept).tolist() if not _known_file(new, row)]
+    for name in dict.fromkeys(names):
+        text = (
+            f"{name} was compiled without debug information, unlike the rest; so nobody can tell which types it uses:"
+            " compile it with -g, or say --trust-layout if you know that they are the same in both builds"
+        )
+        yield Reason("no-debug-information", name, text)
+
+
+def _uncovered(build: Build, functions: Flags) -> list[str]:
+    rows = np.flatnonzero(functions)
+    ranges = np.array(build.debug.covered, np.int64).reshape(-1, 2)
+    address = build.entities.address[rows].astype(np.int64)
+    place = np.searchsorted(ranges[:, 0], address, side="right") - 1
+    inside = (place >= 0) & (address < np.append(ranges[:, 1], 0)[place])
+    return [build.entities.names[row] for row in rows[~inside].tolist()]
+
+
+def _known_file(build: Build, row: int) -> bool:
+    """Whether the file of a local variable has debug information; of a global one it is not known."""
+    file = build.entities.files[row].rsplit("/", 1)[-1]
+    return not file or file in build.debug.files or file in _START_FILES or file.startswith("<artificial>")
 
 
 # Types with a name
@@ -129,9 +162,16 @@ def _definitions(debug: Debug, name: str) -> dict[str, set[Definition]]:
 
 
 def _types(case: Case, exempt: Collection[str]) -> Iterator[Reason]:
-    for change in _all_changes(case):
-        if not _is_exempt(change.name, exempt):
+    found = [change for change in _all_changes(case) if not _is_exempt(change.name, exempt)]
+    gone = _gone(case, found)
+    for change in found:
+        if change.name not in gone:
             yield from _reasons(change, case)
+
+
+def _gone(case: Case, found: Sequence[Change]) -> frozenset[str]:
+    """Types of which no old object can be alive; it takes a while to find out, so only what differs is asked."""
+    return short_lived(case.comparisons, {change.name for change in found}) if found else frozenset()
 
 
 def _all_changes(case: Case) -> list[Change]:
@@ -177,7 +217,15 @@ def _holders(change: Change, case: Case) -> str:
 
 
 def _harmless(case: Case) -> Iterator[Reason]:
-    for change in changes(case.running.old.debug, case.new.debug):
+    found = changes(case.running.old.debug, case.new.debug)
+    gone = _gone(case, found)
+    for change in found:
+        if change.name in gone:
+            text = (
+                f"{change.subject}: {difference(change.old, change.new)}; all objects of it live on the stacks of"
+                " functions that are replaced, so none is alive at the commit"
+            )
+            yield Reason("type-changed-unused", change.name, text)
         added = added_enumerators(change.old, change.new)
         if change.old.kind == "enum" and added and not changed_enumerators(change.old, change.new):
             text = f"{change.subject} has new enumerators ({', '.join(listed(added))}); the old ones keep their numbers"

@@ -145,6 +145,21 @@ def test_functions(debug: Debug) -> None:
     assert found["helper", "module.c"] == ["(`struct everything` *, `enum colour`) -> int32"]
 
 
+@pytest.mark.parametrize("flags", [(), ("-ffunction-sections",), ("-O0",), ("-Os", "-freorder-functions")])
+@pytest.mark.parametrize("form", ["dwarf5", "dwarf4", "lto"])
+def test_all_code_is_covered(compiler: Compiler, form: str, flags: tuple[str, ...]) -> None:
+    build = compiler.build({"one.c": TYPES, "two.c": "int more(void) { return 1; }"}, *FORMS[form], *flags)
+    covered = build.debug.covered
+    assert all(low < high for low, high in covered)
+    assert covered == sorted(covered)
+    for name in ("work", "helper", "more"):
+        row = build.entities.names.index(name)
+        low = int(build.entities.address[row])
+        assert any(start <= low < low + int(build.entities.size[row]) <= end for start, end in covered), name
+    row = build.entities.names.index("frame_dummy")
+    assert not any(start <= int(build.entities.address[row]) < end for start, end in covered)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_variables_are_where_the_symbols_are(compiler: Compiler, form: str) -> None:
     build = compiler.build(TYPES, *FORMS[form])

@@ -215,6 +215,33 @@ def test_without_debug_information(compiler: Compiler) -> None:
         assert set(codes(notes).values()) == {"layout-trusted"}
 
 
+SECRET = "struct secret { int x; } *kept; int bare(struct secret *s) { kept = s;"
+
+
+def test_a_part_without_debug_information(compiler: Compiler, tmp_path: Path) -> None:
+    """An object of a static library, perhaps: its types are nobody's knowledge, but who asks if it did not change?"""
+
+    def build(bare: int, full: int) -> Build:
+        texts = {
+            "bare": f"{SECRET} return s->x + {bare}; }}",
+            "full": f"int full(int x) {{ return x * {full}; }}",
+        }
+        for name, text in texts.items():
+            (tmp_path / f"{name}.c").write_text(text)
+            words = ["gcc", "-c", "-fPIC", *(["-g"] if name == "full" else []), f"{name}.c", "-o", f"{name}.o"]
+            subprocess.run(words, cwd=tmp_path, check=True)
+        subprocess.run(["gcc", "-shared", "bare.o", "full.o", "-o", "module"], cwd=tmp_path, check=True)
+        return Build.open(tmp_path / "module")
+
+    old = build(1, 10)
+    assert judge(old, build(1, 20))[0] == {}
+    refusals, _ = judge(old, build(2, 10))
+    assert codes(refusals) == {"bare": "no-debug-information"}
+    refusals, notes = judge(old, build(2, 10), PlanOptions(trust_layout=True))
+    assert refusals == {}
+    assert codes(notes) == {"bare": "layout-trusted"}
+
+
 def test_trust_excuses_nothing_that_is_known(compiler: Compiler) -> None:
     old, new = versions(compiler, COLOURS + ITEM, COLOURS + ITEM.replace("int b;", "long b;"))
     assert codes(judge(old, new, PlanOptions(trust_layout=True))[0]) == {"struct item": "type-changed"}

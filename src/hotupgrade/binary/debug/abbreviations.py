@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from hotupgrade.binary.debug.constants import At, Form, Tag
@@ -16,7 +16,9 @@ MAX_ATTRIBUTES = 1 << 12  # of one abbreviation
 
 # Everything else is passed over without being made into values.
 WANTED_ATTRIBUTES = frozenset(value for name, value in vars(At).items() if not name.startswith("_"))
-WANTED_TAGS = frozenset(value for name, value in vars(Tag).items() if not name.startswith("_"))
+WANTED_TAGS = frozenset(value for name, value in vars(Tag).items() if not name.startswith("_")) - {
+    Tag.INLINED_SUBROUTINE  # many, and of use only to who asks for them
+}
 
 _FIXED = {
     Form.ADDR: "Q",
@@ -99,10 +101,12 @@ class Abbreviation:
 
     __slots__ = ("children", "constants", "forms", "only_run", "steps", "tag", "wanted")
 
-    def __init__(self, tag: int, children: bool, attributes: list[tuple[int, int, int]], offset_size: int) -> None:
+    def __init__(
+        self, tag: int, children: bool, attributes: list[tuple[int, int, int]], offset_size: int, *, wanted: bool
+    ) -> None:
         self.tag = tag
         self.children = children
-        self.wanted = tag in WANTED_TAGS
+        self.wanted = wanted
         self.forms = {attribute: form for attribute, form, _ in attributes if attribute in WANTED_ATTRIBUTES}
         self.constants: Values = {}  # attributes that take no room in the entry
         self.steps: list[Run | Single] = []
@@ -192,8 +196,9 @@ def _variable(data: bytes, at: int, form: int) -> tuple[Any, int]:
 class Tables:
     """All tables of abbreviations, each read once."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, more_tags: Collection[int] = ()) -> None:
         self._data = data
+        self._wanted = WANTED_TAGS.union(more_tags)
         self._known: dict[tuple[int, int], dict[int, Abbreviation]] = {}
         self._left = MAX_ABBREVIATIONS
 
@@ -215,7 +220,9 @@ class Tables:
             tag, at = unsigned(data, at)
             children = data[at] != 0
             attributes, at = self._attributes(at + 1)
-            table[code] = abbreviation = Abbreviation(tag, children, attributes, offset_size)
+            table[code] = abbreviation = Abbreviation(
+                tag, children, attributes, offset_size, wanted=tag in self._wanted
+            )
             abbreviation.require_own()
 
     def _attributes(self, at: int) -> tuple[list[tuple[int, int, int]], int]:

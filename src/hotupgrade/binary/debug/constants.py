@@ -19,6 +19,7 @@ class Tag:
     UNION = 0x17
     UNSPECIFIED_PARAMETERS = 0x18
     INHERITANCE = 0x1C
+    INLINED_SUBROUTINE = 0x1D
     POINTER_TO_MEMBER = 0x1F
     SUBRANGE = 0x21
     BASE = 0x24
@@ -45,6 +46,7 @@ class At:
     BIT_OFFSET = 0x0C
     BIT_SIZE = 0x0D
     LOW_PC = 0x11
+    HIGH_PC = 0x12
     COMP_DIR = 0x1B
     CONST_VALUE = 0x1C
     INLINE = 0x20
@@ -64,6 +66,7 @@ class At:
     LINKAGE_NAME = 0x6E
     STR_OFFSETS_BASE = 0x72
     ADDR_BASE = 0x73
+    RNGLISTS_BASE = 0x74
     DWO_NAME = 0x76
     ALIGNMENT = 0x88
     GNU_VECTOR = 0x2107

@@ -6,7 +6,7 @@ import hashlib
 
 from hotupgrade.binary.debug.abbreviations import unsigned
 from hotupgrade.binary.debug.constants import At, Encoding, Op, Tag
-from hotupgrade.binary.debug.model import ATOMIC, Definition, Field, names_in
+from hotupgrade.binary.debug.model import ATOMIC, SHORTENED, Definition, Field, names_in
 from hotupgrade.binary.debug.sections import Corrupt
 from hotupgrade.binary.debug.units import Entry
 
@@ -51,7 +51,7 @@ def _shortened(text: str) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
     # The names stay, so that what it leads to is still known.
     names = "".join(f" `{name}`" for name in dict.fromkeys(names_in(text)))
-    return f"{text[:40].replace('`', '')}… {digest}{names[:MAX_TEXT]}"
+    return f"{text[:40].replace('`', '')}{SHORTENED}{digest}{names[:MAX_TEXT]}"
 
 
 def _text(entry: Entry) -> str:

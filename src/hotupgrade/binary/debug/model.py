@@ -13,6 +13,8 @@ import msgspec
 
 ATOMIC = " _Atomic"
 
+SHORTENED = "… "  # in a text that was too long: the names in it may be incomplete
+
 _NAME = re.compile(r"`([^`]*)`")
 
 
@@ -66,11 +68,13 @@ class Debug(msgspec.Struct, frozen=True):
     may each have a private type of one name.  ``functions`` maps (name, file; file is "" for a global name) to the
     texts of its prototypes; ``imports`` the same for functions that are only declared.  ``constants`` are the
     enumerators of enumerations without a name: (name, file, whether it is alone in its enumeration) to values.
+    ``covered`` are the ranges [low, high) of code (vaddr) that it is about, ascending.
     ``atomics``: whether ``_Atomic`` would be seen; DWARF 4 has no way to say it.
     """
 
     missing: str = ""
     atomics: bool = True
+    covered: list[tuple[int, int]] = []
     files: list[str] = []
     definitions: list[Definition] = []
     types: dict[str, list[tuple[int, list[int]]]] = {}

@@ -20,12 +20,13 @@ from hotupgrade.binary.debug.describe import (
     type_of,
 )
 from hotupgrade.binary.debug.model import Debug, Definition, Variable
+from hotupgrade.binary.debug.ranges import merged, ranges_of
 from hotupgrade.binary.debug.sections import Corrupt, Sections, Unusable
 from hotupgrade.binary.debug.units import Entry, Units
 from hotupgrade.binary.model import Section
 
 # What a file that is not as it should be makes the reader stumble over.
-_STUMBLES = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, RecursionError)
+STUMBLES = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, RecursionError)
 _TLS_OPERATIONS = (Op.FORM_TLS_ADDRESS, Op.GNU_PUSH_TLS_ADDRESS)
 
 
@@ -38,7 +39,7 @@ def read_debug(data: bytes, sections: Mapping[str, Section]) -> Debug:
         return _Reader(Units(contents)).read()
     except Unusable as error:
         return Debug(missing=str(error))
-    except _STUMBLES as error:
+    except STUMBLES as error:
         return Debug(missing=str(Corrupt(type(error).__name__)))
 
 
@@ -54,15 +55,17 @@ class _Reader:
         self._constants: dict[tuple[str, str, bool], dict[int, None]] = defaultdict(dict)
 
     def read(self) -> Debug:
-        atomics = True
+        atomics, covered = True, list[tuple[int, int]]()
         for unit in self._units:
             atomics &= unit.version >= 5
+            covered += ranges_of(unit)
             file = _file(unit.root)
             number = self._files.setdefault(file, len(self._files))
             for entry in unit.load().values():
                 self._add(entry, file, number)
         return Debug(
             atomics=atomics,
+            covered=merged(covered),
             files=list(self._files),
             definitions=list(self._definitions),
             types={
@@ -97,7 +100,7 @@ class _Reader:
         location = entry.values.get(At.LOCATION)
         if not isinstance(location, bytes):
             return
-        place = _static_place(entry, location)
+        place = static_place(entry, location)
         if place is None:
             return
         source = origin(entry)
@@ -107,7 +110,7 @@ class _Reader:
         alignment = entry.number(At.ALIGNMENT) or source.number(At.ALIGNMENT)
         if alignment:
             text += f" aligned({alignment})"
-        self._variables[Variable(*place, source.name, _function_around(source), file, text)] = None
+        self._variables[Variable(*place, source.name, function_around(source), file, text)] = None
 
     def _add_function(self, entry: Entry, file: str) -> None:
         here = At.LOW_PC in entry.values or At.RANGES in entry.values or At.INLINE in entry.values
@@ -134,7 +137,7 @@ def _with_result(entry: Entry, declaration: Entry) -> str:
     return prototype(entry).rpartition(" -> ")[0] + " -> " + type_of(declaration)
 
 
-def _static_place(entry: Entry, location: bytes) -> tuple[int, bool] | None:
+def static_place(entry: Entry, location: bytes) -> tuple[int, bool] | None:
     """(address, whether thread-local) of a variable with a fixed place."""
     if not location:
         return None
@@ -152,7 +155,7 @@ def _static_place(entry: Entry, location: bytes) -> tuple[int, bool] | None:
     return None
 
 
-def _function_around(entry: Entry) -> str:
+def function_around(entry: Entry) -> str:
     """The function that an entry is local to, or ""."""
     parent = entry.parent
     while parent is not None:

@@ -20,6 +20,8 @@ USED_SECTIONS = (
     ".debug_line_str",
     ".debug_str_offsets",
     ".debug_addr",
+    ".debug_ranges",
+    ".debug_rnglists",
 )
 
 SHF_COMPRESSED = 0x800
@@ -49,7 +51,8 @@ class Sections:
         self._room = MAX_SECTIONS_SIZE
         self._deadline = time.monotonic() + MAX_SECONDS
         self.info, self.types, self.abbreviations, *texts = map(self._contents, USED_SECTIONS)
-        self.strings, self.line_strings, self.string_offsets, self.addresses = texts
+        self.strings, self.line_strings, self.string_offsets, self.addresses, *ranges = texts
+        self.ranges, self.range_lists = ranges
 
     def check_time(self) -> None:
         if time.monotonic() > self._deadline:

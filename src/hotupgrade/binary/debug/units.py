@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 
 from hotupgrade.binary.debug.abbreviations import Abbreviation, Tables, Values, unsigned
 from hotupgrade.binary.debug.constants import At, Form, Tag, UnitType
@@ -268,11 +268,11 @@ def _name_by_typedef(entries: dict[int, Entry], forms: Container[int]) -> None:
 
 
 class Units:
-    """All units of a file."""
+    """All units of a file; ``more_tags`` are those of entries that are passed over otherwise."""
 
-    def __init__(self, sections: Sections) -> None:
+    def __init__(self, sections: Sections, more_tags: Collection[int] = ()) -> None:
         self.sections = sections
-        self.tables = Tables(sections.abbreviations)
+        self.tables = Tables(sections.abbreviations, more_tags)
         self.held = 0  # entries of the units that are loaded
         self.across = False  # whether entries name entries of other units
         self._texts: dict[tuple[bool, int], str] = {}
