@@ -33,8 +33,6 @@ from live.steps import Stepper  # noqa: E402
 
 Numbers = dict[str, Any]
 MOST_STEPS = 5000
-#: A driver is replaced after so many commands: it never collects garbage.
-DRIVER_LIFE = 400
 
 
 @dataclass
@@ -97,6 +95,7 @@ def kills_at_every_step(soak: Soak, item: Item, until: float) -> None:
                     else:
                         passes[name] = steps_of_later_ones(soak.victim(), driver, stepper, tally, numbers, **how)
                 soak.end_programs()
+                say(f"  {name}: {tally}")
     finally:
         item.numbers = {
             "kills": tally.kills,
@@ -126,27 +125,54 @@ def kills_at_random(soak: Soak, item: Item, until: float) -> None:
 def small_upgrades(soak: Soak, item: Item, until: float) -> None:
     """Upgrades and rollbacks of programs that go on, by the hundred in each; the program's size stays."""
     goal = int(item.goal.split()[0].replace(",", ""))
-    count, programs = 0, 0
+    counts = {"with many threads": 0, "with one thread": 0}
+    programs = 0
+
+    def over() -> bool:
+        return sum(counts.values()) >= goal or time.monotonic() > until
+
     try:
-        while count < goal and time.monotonic() < until:
+        while not over():
             with Driver(soak.hu) as driver:
                 victim = soak.victim()
-                programs += 1
                 files = {version: victim.files(version) for version in (1, 2, 3)}
-                count += stress.switches(victim.program, driver, files, 4, victim.check)
-                before = victim.program.size()
-                enough = count + DRIVER_LIFE
-                while count < min(enough, goal) and time.monotonic() < until:
-                    count += stress.switches(victim.program, driver, files, 40, victim.check)
-                after = victim.program.size()
-                assert after.maps <= before.maps + 4, (before, after)
-                assert (after.threads, after.descriptors) == (before.threads, before.descriptors), (before, after)
-                assert after.resident_kb <= before.resident_kb + 2048, (before, after)
+                counts["with many threads"] += _switched(victim.program, driver, files, 100, victim.check, over)
                 assert victim.errors() == 0, "a sleeper was disturbed"
             soak.end_programs()
+            with Driver(soak.hu) as driver:
+                program = soak.start(soak.build.host(soak.build.library("basic", 1)))
+                files = {version: [soak.build.library("basic", version)] for version in (1, 2, 3)}
+
+                def look(version: int, program: Program = program) -> None:
+                    assert program.call("pair") == version * 1001001
+
+                counts["with one thread"] += _switched(program, driver, files, 400, look, over)
+            soak.end_programs()
+            programs += 2
+            say(f"  {sum(counts.values())} upgrades and rollbacks")
     finally:
-        item.numbers = {"upgrades and rollbacks": count, "programs": programs}
-    item.reached = count >= goal
+        item.numbers = {"upgrades and rollbacks": sum(counts.values()), **counts, "programs": programs}
+    item.reached = sum(counts.values()) >= goal
+
+
+def _switched(
+    program: Program,
+    driver: Driver,
+    files: dict[int, list[Path]],
+    times: int,
+    look: Callable[[int], None],
+    over: Callable[[], bool],
+) -> int:
+    """Switch so often, unless it is over earlier; the program must not grow.  Returns how often it was."""
+    count = stress.switches(program, driver, files, 6, look)
+    before = program.size()
+    while count < times and not over():
+        count += stress.switches(program, driver, files, 40, look)
+    after = program.size()
+    assert after.maps <= before.maps + 4, (before, after)
+    assert (after.threads, after.descriptors) == (before.threads, before.descriptors), (before, after)
+    assert after.resident_kb <= before.resident_kb + 2048, (before, after)
+    return count
 
 
 def executes_another(soak: Soak, item: Item, until: float) -> None:
@@ -177,6 +203,7 @@ def churn(soak: Soak, item: Item, until: float) -> None:
     program.ask("sleepers")
     program.ask("work", "churn", 2, "version")
     program.ask("work", "fork", 1, "version")
+    program.ask("work", "sequence", 2, "version", 1)
     files = {version: [soak.build.library("basic", version)] for version in (1, 2, 3)}
 
     def look(version: int) -> None:
@@ -189,6 +216,7 @@ def churn(soak: Soak, item: Item, until: float) -> None:
         workers = program.workers()
         assert workers.failures == 0, workers
         program.check_sleepers()
+        assert program.facts("stop")["lost"] == "0", "a restartable sequence was carried on with"
     finally:
         item.numbers = {"upgrades and rollbacks": count}
     item.reached = count >= 300
