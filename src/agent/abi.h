@@ -24,6 +24,7 @@ enum hu_reason {
     HU_NO_HANDLER = 7, /* the signal handler could not be installed */
     HU_NO_STACK = 8,   /* a stack pointer outside of every known mapping, or too much to scan */
     HU_HOOK = 9,       /* a function of the new build that prepares its state reported a failure */
+    HU_ASLEEP = 10,    /* a thread that was seen busy sleeps */
 };
 
 /* One thread, one cache line. */

@@ -10,6 +10,7 @@
 #define SYS_sched_yield 24
 #define SYS_getpid 39
 #define SYS_fstat 5
+#define SYS_read 0
 #define SYS_open 2
 #define SYS_close 3
 #define SYS_rt_sigpending 127
@@ -494,6 +495,45 @@ static void look_again_soon(uint64_t state)
                 (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds + LOOK_AGAIN_NS);
 }
 
+/* Whether a thread that was seen busy sleeps now, as /proc/self/task/TID/stat says: "TID (name) S ...".  A signal would
+ * end its system call, and not every one can be made again. */
+static int asleep(uint64_t tid)
+{
+    char path[48] = "/proc/self/task/", digits[24], text[96];
+    uint64_t length = 16, count = 0;
+    for (; tid; tid /= 10) {
+        digits[count++] = (char)('0' + tid % 10);
+    }
+    while (count) {
+        path[length++] = digits[--count];
+    }
+    for (const char *rest = "/stat"; *rest; rest++) {
+        path[length++] = *rest;
+    }
+    path[length] = 0;
+    int64_t fd = system3(SYS_open, path, 0x80000 /* O_CLOEXEC */, 0);
+    if (fd < 0) {
+        return 0; /* it is gone, as will be noticed, or nothing is known of it */
+    }
+    int64_t size = system3(SYS_read, fd, text, sizeof text);
+    system1(SYS_close, fd);
+    while (size > 0 && text[size - 1] != ')') { /* the name may hold anything, but is at most 15 bytes */
+        size--;
+    }
+    return size > 0 && (uint64_t)size + 1 < sizeof text && text[size + 1] != 'R';
+}
+
+static int all_busy(const struct hu_thread *threads)
+{
+    for (uint64_t i = 0; i < hu_mailbox.thread_count; i++) {
+        if (threads[i].busy && asleep(threads[i].tid)) {
+            give_up(HU_ASLEEP, threads[i].tid, 0);
+            return 0;
+        }
+    }
+    return 1;
+}
+
 /* Signal every busy thread and see the stop through; called with every sleeper parked and checked. */
 static void stop_busy(void)
 {
@@ -502,6 +542,9 @@ static void stop_busy(void)
                                     (uint64_t)hu_restorer, ~0ull};
     struct sigaction_kernel before, ignore = {SIG_IGN_, SA_RESTORER_, (uint64_t)hu_restorer, 0};
     uint64_t number = hu_mailbox.signal;
+    if (!all_busy(threads)) {
+        return;
+    }
     if (system4(SYS_rt_sigaction, number, &ours, &before, 8) != 0) {
         give_up(HU_NO_HANDLER, 0, 0);
         return;

@@ -37,6 +37,7 @@ class StopReason(enum.IntEnum):
     NO_HANDLER = 7
     NO_STACK = 8
     HOOK = 9
+    ASLEEP = 10
 
 
 class OpKind(enum.IntEnum):

@@ -226,6 +226,7 @@ class Stopper:
         """
         self._request = request
         self._doubted: set[int] = set()
+        self._drowsy: set[int] = set()  # seen busy, but asleep when they were to be signalled
         allowed = os.sched_getaffinity(0)
         try:
             return self._until(time.monotonic() + timeout)
@@ -263,6 +264,7 @@ class Stopper:
         number = free_signal(agent, states)
         # One that blocks the signal is stopped as sleepers are.
         busy = frozenset(t.tid for t in states if t.tid in busy and not t.blocked_signals >> (number - 1) & 1)
+        busy -= self._drowsy
         if self._searches:
             busy = frozenset()  # while one runs, what was searched may change
         self._cores = frozenset(t.processor for t in states if t.tid in busy)
@@ -539,6 +541,8 @@ class Stopper:
             name = self._request.hooks[int(box.reason_address)].name
             text = f"process {pid}: {name}() of the new build reported a failure; nothing was changed"
             return NotNow(Reason("hook-failed", name, text))
+        if reason is abi.StopReason.ASLEEP:
+            self._drowsy.add(tid)
         if reason is abi.StopReason.ACTIVE:
             self._doubted.add(tid)
             return NotNow(Reason("active", str(tid), self._active(thread, int(box.reason_address))))
@@ -552,6 +556,7 @@ class Stopper:
             abi.StopReason.NO_TASK_FD: "/proc is not visible in the process, so its threads cannot be counted",
             abi.StopReason.NO_HANDLER: "the process may not set a signal handler",
             abi.StopReason.HOOK: "a hook failed",
+            abi.StopReason.ASLEEP: f"{thread} sleeps now and then",
             abi.StopReason.NO_STACK: f"the stack of {thread} could not be found or is too large to be checked",
         }
         code = (

@@ -40,7 +40,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         "HU_COMMITTED",
         "HU_ABORTED",
         "HU_OP_STOP",
-        "HU_HOOK",
+        "HU_ASLEEP",
         "HU_ON_ALTERNATE",
     ):
         lines.append(f'printf("{constant} %llu\\n", (unsigned long long){constant});')
@@ -66,7 +66,7 @@ def test_constants_match(layout: dict[str, int]) -> None:
     assert layout["HU_COMMITTED"] == abi.State.COMMITTED
     assert layout["HU_ABORTED"] == abi.State.ABORTED
     assert layout["HU_OP_STOP"] == abi.OpKind.STOP
-    assert layout["HU_HOOK"] == abi.StopReason.HOOK
+    assert layout["HU_ASLEEP"] == abi.StopReason.ASLEEP
     assert layout["HU_ON_ALTERNATE"] == abi.ON_ALTERNATE
 
 
