@@ -13,10 +13,11 @@ from hotupgrade.plan.copies import startup
 from hotupgrade.plan.homes import NEW
 from hotupgrade.plan.layouts import layout_notes
 from hotupgrade.plan.prototypes import prototype_notes
+from hotupgrade.plan.refusals import IDENTITY
 
 
 def notes(case: Case) -> list[Reason]:
-    found = [*case.running.notes]
+    found = [note for note in case.running.notes if note.code not in IDENTITY]
     if not case.nothing_changes:
         for topic in (layout_notes, _initial_values, _constructors, _destructors, _removed):
             found += topic(case)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
 import iced_x86
@@ -21,6 +22,9 @@ from hotupgrade.plan.layouts import layout_reasons
 from hotupgrade.plan.migrations import claimed_objects, claimed_types
 from hotupgrade.plan.pieces import rows_named
 from hotupgrade.plan.select import DATA
+from hotupgrade.plan.stem import stem_of
+
+IDENTITY = ("alias-split", "variables-merged")
 
 _LISTED = 4  # names that a message lists before it says "and N more"
 _STT_GNU_IFUNC = 10
@@ -34,6 +38,8 @@ def refusals(case: Case, exempt: Collection[str] = frozenset()) -> list[Reason]:
         _unclear_code,
         _inseparable,
         _unproven,
+        _identities,
+        _storage,
         _resized,
         _rehomed,
         _thread_locals,
@@ -152,6 +158,45 @@ def _unproven(case: Case) -> Iterator[Reason]:
             f" by {_users(case, row)}); debug information of both builds may help"
         )
         yield Reason("ambiguous-static", case.name(row), text)
+
+
+def _identities(case: Case) -> Iterator[Reason]:
+    """One address was two things, or two are one now: pointers in the process and in other modules cannot tell."""
+    for comparison in case.comparisons:
+        if comparison.old.build_id == case.new.build_id:
+            continue
+        for note in comparison.notes:
+            if note.code in IDENTITY:
+                text = f"{note.text}; what points to the old address cannot be told apart: only a restart helps"
+                yield Reason(note.code, note.subject, text)
+
+
+def _storage(case: Case) -> Iterator[Reason]:
+    """Variables of the process that became variables of each thread, or the other way round, are not even paired."""
+    old, new = case.running.old, case.new
+    mutable = (Kind.OBJECT, Kind.TLS)
+    lost: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for row in np.flatnonzero(np.isin(old.entities.kind, mutable) & (case.running.new_of < 0)).tolist():
+        lost[_identity(old, row)].add(int(old.entities.kind[row]))
+    used = case.used
+    if not new.has_relocation_records:
+        used = used | (new.entities.kind == Kind.TLS)  # code does not always tell which thread-local it means
+    fresh = np.isin(new.entities.kind, mutable) & (case.homes.owner == NEW) & used
+    for row in np.flatnonzero(fresh).tolist():
+        kind = int(new.entities.kind[row])
+        if not lost[_identity(new, row)] - {kind}:
+            continue
+        now = "each thread has its own" if kind == Kind.TLS else "all threads share it"
+        text = (
+            f"{case.described(row)} holds state, and {now} in the new build, unlike before: the running value would be"
+            f" lost (used by {_users(case, row)})"
+        )
+        yield Reason("storage-changed", case.name(row), text)
+
+
+def _identity(build: Build, row: int) -> tuple[str, str]:
+    file = build.entities.files[row].rsplit("/", 1)[-1]
+    return stem_of(build.entities.names[row]).base, file
 
 
 def _resized(case: Case) -> Iterator[Reason]:

@@ -142,6 +142,29 @@ def test_an_unproven_variable_is_refused_only_if_it_is_used(compiler: Compiler) 
     assert codes(judge(old, new, WHOLE, doubtful)[0]) == {"other": "ambiguous-static"}
 
 
+def test_names_of_one_address_that_part(compiler: Compiler) -> None:
+    """Whoever holds the old address cannot be told which of the two it means."""
+    one = 'int f(void) { return 1; } int h(void) __attribute__((alias("f")));'
+    two = "int f(void) { return 1; } int h(void) { return 2; }"
+    refusals, _ = judge(*pair(compiler, one, two))
+    assert list(codes(refusals).values()) == ["alias-split"]
+    assert judge(*pair(compiler, two, one))[0] == {}
+    one = 'int a = 1; extern int b __attribute__((alias("a"))); int sum(void) { return a + b; }'
+    two = "int a = 1; int b = 1; int sum(void) { return a + b; }"
+    assert "alias-split" in codes(judge(*pair(compiler, one, two))[0]).values()
+    assert "variables-merged" in codes(judge(*pair(compiler, two, one))[0]).values()
+
+
+@pytest.mark.parametrize("scope", ["static ", ""])
+def test_a_variable_that_becomes_one_of_each_thread(compiler: Compiler, scope: str) -> None:
+    text = "{}int counted; int count(void) {{ return ++counted; }} int more(void) {{ return counted + 2; }}"
+    shared, each = (text.format(scope + thread) for thread in ("", "__thread "))
+    for old, new in ((shared, each), (each, shared)):
+        refusals, _ = judge(*pair(compiler, old, new))
+        assert codes(refusals)["counted"] == "storage-changed"
+        assert "count" in refusals["counted"].text
+
+
 TINY = """
 __asm__(".text\\n.globl tiny\\n.type tiny, @function\\ntiny: {code}\\n.size tiny, . - tiny\\n"
         "{padding}\\n"
