@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from hotupgrade.binary.debug.constants import At, Form, Tag
@@ -102,7 +102,7 @@ class Abbreviation:
     __slots__ = ("children", "constants", "forms", "only_run", "steps", "tag", "wanted")
 
     def __init__(
-        self, tag: int, children: bool, attributes: list[tuple[int, int, int]], offset_size: int, *, wanted: bool
+        self, tag: int, children: bool, attributes: Sequence[tuple[int, int, int]], offset_size: int, *, wanted: bool
     ) -> None:
         self.tag = tag
         self.children = children
@@ -114,7 +114,7 @@ class Abbreviation:
         first = self.steps[0] if len(self.steps) == 1 else None
         self.only_run = first if isinstance(first, Run) else None  # the usual case
 
-    def _compile(self, attributes: list[tuple[int, int, int]], offset: str) -> None:
+    def _compile(self, attributes: Sequence[tuple[int, int, int]], offset: str) -> None:
         layout, names = "<", list[int]()
 
         def end_run() -> None:
@@ -200,6 +200,7 @@ class Tables:
         self._data = data
         self._wanted = WANTED_TAGS.union(more_tags)
         self._known: dict[tuple[int, int], dict[int, Abbreviation]] = {}
+        self._shapes: dict[tuple[int, bool, tuple[tuple[int, int, int], ...], int], Abbreviation] = {}
         self._left = MAX_ABBREVIATIONS
 
     def at(self, offset: int, offset_size: int) -> dict[int, Abbreviation]:
@@ -220,21 +221,23 @@ class Tables:
             tag, at = unsigned(data, at)
             children = data[at] != 0
             attributes, at = self._attributes(at + 1)
-            table[code] = abbreviation = Abbreviation(
-                tag, children, attributes, offset_size, wanted=tag in self._wanted
-            )
-            abbreviation.require_own()
+            shape = tag, children, attributes, offset_size
+            if shape not in self._shapes:  # every unit has a table of its own, with much the same in it
+                self._shapes[shape] = Abbreviation(*shape, wanted=tag in self._wanted)
+                self._shapes[shape].require_own()
+            table[code] = self._shapes[shape]
 
-    def _attributes(self, at: int) -> tuple[list[tuple[int, int, int]], int]:
+    def _attributes(self, at: int) -> tuple[tuple[tuple[int, int, int], ...], int]:
         data, found = self._data, list[tuple[int, int, int]]()
         while True:
-            attribute, at = unsigned(data, at)
-            form, at = unsigned(data, at)
+            # Nearly all numbers are of one byte.
+            attribute, at = (data[at], at + 1) if data[at] < 0x80 else unsigned(data, at)
+            form, at = (data[at], at + 1) if data[at] < 0x80 else unsigned(data, at)
             constant = 0
             if form == Form.IMPLICIT_CONST:
                 constant, at = signed(data, at)
             if not attribute and not form:
-                return found, at
+                return tuple(found), at
             found.append((attribute, form, constant))
             if len(found) > MAX_ATTRIBUTES:
                 raise Corrupt("an abbreviation with too many attributes")

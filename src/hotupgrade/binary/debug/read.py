@@ -27,6 +27,7 @@ from hotupgrade.binary.model import Section
 
 # What a file that is not as it should be makes the reader stumble over.
 STUMBLES = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, RecursionError)
+_LOOKED_AT = frozenset((Tag.VARIABLE, Tag.SUBPROGRAM, Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION))
 _TLS_OPERATIONS = (Op.FORM_TLS_ADDRESS, Op.GNU_PUSH_TLS_ADDRESS)
 
 
@@ -62,7 +63,8 @@ class _Reader:
             file = _file(unit.root)
             number = self._files.setdefault(file, len(self._files))
             for entry in unit.load().values():
-                self._add(entry, file, number)
+                if entry.tag in _LOOKED_AT:
+                    self._add(entry, file, number)
         return Debug(
             atomics=atomics,
             covered=merged(covered),

@@ -27,20 +27,17 @@ _TYPES = frozenset((Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION))
 class Entry:
     """One entry: its values by attribute, and those of its children that are looked at."""
 
-    __slots__ = ("abbreviation", "alias", "children", "parent", "text", "unit", "values")
+    __slots__ = ("abbreviation", "alias", "children", "parent", "tag", "text", "unit", "values")
 
     def __init__(self, unit: Unit, abbreviation: Abbreviation, values: Values, parent: Entry | None) -> None:
         self.unit = unit
         self.abbreviation = abbreviation
+        self.tag = abbreviation.tag
         self.values = values
         self.parent = parent
         self.children: list[Entry] = []
         self.alias = ""  # the typedef that gives an unnamed type its name
         self.text: str | None = None  # filled in by who describes types
-
-    @property
-    def tag(self) -> int:
-        return self.abbreviation.tag
 
     @property
     def name(self) -> str:
