@@ -106,6 +106,7 @@ class Build:
         self.has_relocation_records = self._tls_records is not None
         self.facts_store: FactsStore | None = None  # where an earlier run may have left the facts about the code
         self._facts: CodeFacts | None = None
+        self._spoken: dict[frozenset[str], Spoken | None] = {}
         self.debug_store: DebugStore | None = None  # where an earlier run may have left what the debug information says
 
     @classmethod
@@ -226,7 +227,10 @@ class Build:
 
     def spoken_of(self, names: Collection[str]) -> Spoken | None:
         """Where the debug information speaks of these types; reads it again (None: it cannot be read)."""
-        return read_mentions(self.data, self.sections, names)
+        asked = frozenset(names)
+        if asked not in self._spoken:
+            self._spoken[asked] = read_mentions(self.data, self.sections, asked)
+        return self._spoken[asked]
 
     @property
     def references(self) -> References:

@@ -120,6 +120,7 @@ def changes(old: Debug, new: Debug) -> list[Change]:
     for name, ours in old.types.items():
         theirs = new.types.get(name)
         if theirs is None:
+            found += _renamed(name, old, new)
             continue
         if len(ours) == 1 == len(theirs):
             before, after = old.definitions[ours[0][0]], new.definitions[theirs[0][0]]
@@ -128,6 +129,22 @@ def changes(old: Debug, new: Debug) -> list[Change]:
         else:
             found += _by_file(name, old, new)
     return sorted(found, key=lambda change: change.name)
+
+
+def _renamed(name: str, old: Debug, new: Debug) -> list[Change]:
+    """A type that is not there by its name, but by another: a typedef of it, or its tag as another kind of type."""
+    kind, _, tag = name.partition(" ")
+    others = {f"{other} {tag}" for other in ("struct", "union", "enum") if tag and other != kind}
+    names = [name] if not tag else [typedef for typedef, targets in old.typedefs.items() if name in targets]
+    for typedef in names:
+        others |= {typedef, *new.typedefs.get(typedef, ())}
+    before = [old.definitions[index] for index, _ in old.types[name]]
+    found = []
+    for other in sorted(others & new.types.keys()):
+        after = [new.definitions[index] for index, _ in new.types[other]]
+        if not any(known in after for known in before):
+            found.append(Change(name, (), before[0], after[0]))
+    return found[:1]
 
 
 def _by_file(name: str, old: Debug, new: Debug) -> list[Change]:
@@ -228,7 +245,10 @@ def _harmless(case: Case) -> Iterator[Reason]:
             yield Reason("type-changed-unused", change.name, text)
         added = added_enumerators(change.old, change.new)
         if change.old.kind == "enum" and added and not changed_enumerators(change.old, change.new):
-            text = f"{change.subject} has new enumerators ({', '.join(listed(added))}); the old ones keep their numbers"
+            text = (
+                f"{change.subject} has new enumerators ({', '.join(listed(added))}); the old ones keep their numbers"
+                " (after a rollback, old code would meet the new ones)"
+            )
             yield Reason("enumerator-added", change.name, text)
     for name, alone, before, after in _changed_constants(case):
         if alone:

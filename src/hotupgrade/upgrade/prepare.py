@@ -137,7 +137,11 @@ def _judge_prototypes(modules: Sequence[Module], candidates: Sequence[Candidate]
     for candidate in candidates:
         if candidate.nothing_to_do or not any(p.exported for p in changed_prototypes(candidate.comparison)):
             continue
-        importers = {module.name: module.imports for module in modules if module is not candidate.module}
+        importers = {
+            module.name or Path(module.path).name: module.imports
+            for module in modules
+            if module is not candidate.module
+        }
         upgraded = {other.module.name: other.new.debug for other in candidates}
         candidate.refusals += prototype_reasons(candidate.comparison, importers, upgraded)
 

@@ -215,6 +215,32 @@ def test_without_debug_information(compiler: Compiler) -> None:
         assert set(codes(notes).values()) == {"layout-trusted"}
 
 
+RENAMED = {
+    "the typedef stays": ("typedef struct { int a; } conn_t;", "typedef struct conn { int a; int b; } conn_t;"),
+    "the typedef stays, a tag goes": ("typedef struct conn { int a; } conn_t;", "typedef struct { long a; } conn_t;"),
+    "another tag": ("typedef struct old { int a; } conn_t;", "typedef struct new { char a; } conn_t;"),
+    "the tag stays": ("struct conn { int a; long b; }; typedef struct conn conn_t;",
+                      "union conn { int a; long b; }; typedef union conn conn_t;"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", RENAMED)
+def test_a_type_that_goes_by_another_name(compiler: Compiler, how: str) -> None:
+    """Reached by nothing but casts and local variables, so that no other type tells of it."""
+    text = "{} int get(void *p) {{ conn_t *c = p; return c->a + {}; }}"
+    old, new = (compiler.build(text.format(types, n), "-g") for n, types in enumerate(RENAMED[how]))
+    for one, other in ((old, new), (new, old)):
+        assert "type-changed" in codes(judge(one, other)[0]).values()
+
+
+def test_another_name_for_the_same(compiler: Compiler) -> None:
+    text = "{} int get(void *p) {{ conn_t *c = p; return c->a + {}; }}"
+    types = ("typedef struct { int a; } conn_t;", "typedef struct conn { int a; } conn_t;")
+    old, new = (compiler.build(text.format(types, n), "-g") for n, types in enumerate(types))
+    assert "type-changed" not in codes(judge(old, new)[0]).values()
+    assert changes(old.debug, new.debug) == changes(new.debug, old.debug) == []
+
+
 SECRET = "struct secret { int x; } *kept; int bare(struct secret *s) { kept = s;"
 
 

@@ -78,6 +78,7 @@ class Debug(msgspec.Struct, frozen=True):
     files: list[str] = []
     definitions: list[Definition] = []
     types: dict[str, list[tuple[int, list[int]]]] = {}
+    typedefs: dict[str, list[str]] = {}
     variables: list[Variable] = []
     functions: list[tuple[str, str, list[str]]] = []
     imports: dict[str, list[str]] = {}

@@ -19,7 +19,7 @@ from hotupgrade.binary.debug.describe import (
     scope_of,
     type_of,
 )
-from hotupgrade.binary.debug.model import Debug, Definition, Variable
+from hotupgrade.binary.debug.model import Debug, Definition, Variable, names_in
 from hotupgrade.binary.debug.ranges import merged, ranges_of
 from hotupgrade.binary.debug.sections import Corrupt, Sections, Unusable
 from hotupgrade.binary.debug.units import Entry, Units
@@ -27,7 +27,9 @@ from hotupgrade.binary.model import Section
 
 # What a file that is not as it should be makes the reader stumble over.
 STUMBLES = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, RecursionError)
-_LOOKED_AT = frozenset((Tag.VARIABLE, Tag.SUBPROGRAM, Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION))
+_LOOKED_AT = frozenset(
+    (Tag.VARIABLE, Tag.SUBPROGRAM, Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION, Tag.TYPEDEF)
+)
 _TLS_OPERATIONS = (Op.FORM_TLS_ADDRESS, Op.GNU_PUSH_TLS_ADDRESS)
 
 
@@ -50,6 +52,7 @@ class _Reader:
         self._files: dict[str, int] = {}
         self._definitions: dict[Definition, int] = {}
         self._types: dict[str, dict[int, dict[int, None]]] = defaultdict(lambda: defaultdict(dict))
+        self._typedefs: dict[str, dict[str, None]] = defaultdict(dict)
         self._variables: dict[Variable, None] = {}
         self._functions: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         self._imports: dict[str, dict[str, None]] = defaultdict(dict)
@@ -74,6 +77,7 @@ class _Reader:
                 name: [(index, sorted(files)) for index, files in sorted(found.items())]
                 for name, found in sorted(self._types.items())
             },
+            typedefs={name: sorted(targets) for name, targets in sorted(self._typedefs.items())},
             variables=sorted(self._variables, key=lambda v: (v.thread_local, v.address, v.name, v.scope)),
             functions=[(name, file, list(texts)) for (name, file), texts in sorted(self._functions.items())],
             imports={name: list(texts) for name, texts in sorted(self._imports.items())},
@@ -86,6 +90,10 @@ class _Reader:
             self._add_variable(entry, file)
         elif tag == Tag.SUBPROGRAM:
             self._add_function(entry, file)
+        elif tag == Tag.TYPEDEF:
+            target = names_in(type_of(entry))
+            if target and type_of(entry) == f"`{target[0]}`":
+                self._typedefs[scope_of(entry) + entry.name][target[0]] = None
         elif is_definition(entry):
             name = name_of(entry)
             self._units.sections.check_time()
