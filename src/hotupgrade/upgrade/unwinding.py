@@ -23,6 +23,7 @@ _OWN = ("_Unwind_RaiseException", "_Unwind_Resume")
 _USERS = frozenset({"backtrace", "pthread_exit", "pthread_cancel"})
 _RTLD_NOW = 2
 _LIMIT_S = 2.0
+_BATCH = 12  # operations that fit into the agent's page
 
 
 def unwinder(modules: Sequence[Module]) -> tuple[int, int]:
@@ -74,8 +75,9 @@ def complete(agent: Agent, session: Session, ledger: Ledger) -> Reason | None:
         if not register:
             text = f"{_LIBRARY} could not be loaded: backtrace() from new code, as {user} may call it, shows one frame"
             return Reason("no-unwinder", session.process.name, text)
-    for image in images:
-        agent.run([register_frames(register, image.start, image.size, image.eh_frame)])
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        agent.run([register_frames(register, image.start, image.size, image.eh_frame) for image in batch])
     return None
 
 
