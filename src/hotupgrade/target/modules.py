@@ -428,8 +428,10 @@ def _module(
     if home.inode:
         same = files[home.inode, home.device, home.path]
         index = same.index(home)
-        # One file may be mapped by several modules (dlmopen); ours are those around the dynamic section.
-        first = max((i for i in range(index + 1) if same[i].offset == 0), default=0)
+        # One file may be mapped by several modules (dlmopen); ours are those around the dynamic section.  A small
+        # file's first page may be mapped twice, as code and as data; where link space begins at 0, ours is at the bias.
+        starts = [i for i in range(index + 1) if same[i].offset == 0]
+        first = next((i for i in starts if same[i].start == bias), max(starts, default=0))
         mine = [m for i, m in enumerate(same) if i >= first and (i <= index or m.offset)]
     else:
         mine = [home]
