@@ -22,7 +22,7 @@ from hotupgrade.errors import Refused
 from hotupgrade.plan.cache import compare_cached
 from hotupgrade.plan.compare import compare
 from hotupgrade.plan.make import make_plan
-from hotupgrade.plan.model import Image
+from hotupgrade.plan.model import Image, Scene
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.verdict import verdict
 from hotupgrade.target.maps import parse_maps
@@ -93,14 +93,30 @@ def plan(data: bytes) -> None:
                 planned(old, new)
 
 
-def planned(old: Build, new: Build) -> None:
+def planned(old: Build, new: Build, scene: Scene | None = None) -> None:
     comparison = compare(old, new)
     images = [Image(old, BASE)]
     for options in (PlanOptions(trust_layout=True), PlanOptions(trust_layout=True, whole=True)):
         refusals, _ = verdict(images, 0, new, [comparison], options)
         assert all(reason.code and reason.text for reason in refusals)
         with contextlib.suppress(Refused):
-            make_plan("x", images, 0, new, [comparison], FakeScene(old, externals=EXTERNALS), NOWHERE, options)
+            process = scene or FakeScene(old, externals=EXTERNALS)
+            make_plan("x", images, 0, new, [comparison], process, NOWHERE, options)
+
+
+class Untouched:
+    """A process whose module is as its file says, with nothing relocated: for images too large to be copied."""
+
+    tls_module = tls_block = None
+
+    def __init__(self, running: Build) -> None:
+        self._running = running
+
+    def read(self, address: int, size: int) -> bytes:
+        return self._running.read(address - BASE, size)
+
+    def resolve(self, symbol: str, version: str) -> int | None:  # noqa: ARG002
+        return EXTERNALS.get(symbol)
 
 
 # Records

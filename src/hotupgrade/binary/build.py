@@ -129,6 +129,10 @@ class Build:
             self._elf.corrupt(f"something refers to {size} bytes at {vaddr:#x}, outside the segments")
         return self.image[vaddr : vaddr + size].tobytes()
 
+    def is_empty(self, vaddr: int, size: int) -> bool:
+        """Whether the file has nothing for these bytes: they are zeros (.bss)."""
+        return all(vaddr + size <= s.vaddr or s.vaddr + s.file_size <= vaddr for s in self.segments)
+
     def row_at(self, vaddr: int) -> int | None:
         """The row (never thread-local) that occupies this vaddr; a row without size occupies one byte."""
         return self.row_spans.find_one(vaddr)

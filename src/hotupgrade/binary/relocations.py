@@ -33,6 +33,14 @@ class Relocation(enum.IntEnum):
     IRELATIVE = 37
 
 
+WITHOUT_SYMBOL = (
+    Relocation.DTPMOD64,
+    Relocation.DTPOFF64,
+    Relocation.IRELATIVE,
+    Relocation.RELATIVE,
+    Relocation.TLSDESC,
+    Relocation.TPOFF64,
+)
 GOT_SECTIONS = (".got", ".got.plt")
 PLT_SECTIONS = (".plt", ".plt.got", ".plt.sec", ".plt.bnd", ".iplt")
 PLT_STUB = 16
@@ -51,7 +59,10 @@ def read_dynamic_relocations(elf: ElfFile, symbol_count: int) -> DynamicRelocati
     rows = rows[rows["type"] != Relocation.NONE]
     if (rows["vaddr"] > elf.span - 8).any():
         elf.corrupt("a relocation lies outside the segments")
-    if (rows["symbol"] >= max(symbol_count, 1)).any():
+    # Symbol 0 is none; the loader's own relocations go without, the others need a table that has at least that.
+    if (rows["symbol"][~np.isin(rows["type"], WITHOUT_SYMBOL)] >= symbol_count).any() or (
+        rows["symbol"] >= max(symbol_count, 1)
+    ).any():
         elf.corrupt("a relocation names a symbol that does not exist")
     rows = rows[np.argsort(rows["vaddr"], kind="stable")]
     return DynamicRelocations(

@@ -51,6 +51,7 @@ class Meaning:
     pairs: Match
     shifted_lines: set[int] = field(default_factory=set)  # new functions that differ in a source line's number only
     _data: dict[tuple[int, int, int], bool] = field(default_factory=dict)
+    _same_tables: dict[tuple[int, int, int], bool] = field(default_factory=dict)
     _tables: tuple[dict[tuple[int, int], JumpTable], dict[tuple[int, int], JumpTable]] = field(init=False)
 
     _index: tuple[_Index, _Index] = field(init=False)
@@ -232,6 +233,8 @@ class Meaning:
             return False
         ours, theirs = self._index[0].relocations(old, size), self._index[1].relocations(new, size)
         if not ours and not theirs:
+            if self.old.is_empty(old, size) and self.new.is_empty(new, size):
+                return True
             return all(
                 self.old.read(old + at, min(CHUNK, size - at)) == self.new.read(new + at, min(CHUNK, size - at))
                 for at in range(0, size, CHUNK)
@@ -282,9 +285,14 @@ class Meaning:
         """Entry by entry: the same distance into paired functions."""
         if old.count != new.count:
             return False
-        old_rows, old_offsets = _entries(self.old, old)
-        new_rows, new_offsets = _entries(self.new, new)
-        return bool((old_offsets == new_offsets).all() and (self.pairs.new_of[old_rows] == new_rows).all())
+        key = old.vaddr, new.vaddr, old.count
+        known = self._same_tables.get(key)
+        if known is None:
+            old_rows, old_offsets = _entries(self.old, old)
+            new_rows, new_offsets = _entries(self.new, new)
+            known = bool((old_offsets == new_offsets).all() and (self.pairs.new_of[old_rows] == new_rows).all())
+            self._same_tables[key] = known
+        return known
 
 
 def _thread_locals(build: Build) -> dict[int, int]:
