@@ -7,7 +7,9 @@ import random
 import pytest
 
 from hotupgrade.binary.build import Build
+from hotupgrade.plan.compare import compare
 from hotupgrade.plan.match import Match, match
+from hotupgrade.plan.scopes import scopes_of
 from hotupgrade.plan.shape import shapes_of
 from unit.conftest import Compiler
 
@@ -246,6 +248,25 @@ def test_scopes_from_debug_information_decide(compiler: Compiler) -> None:
     apart = match(shapes_of(old), shapes_of(new), {rows[0]: "f"}, {rows[1]: "h"})
     assert apart.ambiguous_new == frozenset()
     assert apart.old_of[rows[1]] == -1
+
+
+def test_debug_information_settles_what_is_ambiguous_without(compiler: Compiler) -> None:
+    """Two functions with a static each, rewritten and in another order."""
+    line = "int {f}(int x) {{ static int state; return {body}; }}"
+
+    def build(body: str, *flags: str) -> Build:
+        texts = (line.format(f=f, body=body.format(i=i)) for i, f in enumerate(("one", "two")))
+        order = reversed(list(texts)) if "*" in body else texts
+        return compiler.build(PUTS + "".join(order), *flags)
+
+    bodies = "g(state += x + {i})", "(state = g(x) * {i} - state)"
+    old, new = (build(body, "-g") for body in bodies)
+    comparison = compare(old, new)
+    assert comparison.ambiguous_new == frozenset()
+    scopes = scopes_of(old), scopes_of(new)
+    assert sorted(scopes[0].values()) == sorted(scopes[1].values()) == ["one", "two"]
+    for row, scope in scopes[1].items():
+        assert scopes[0][int(comparison.old_of[row])] == scope
 
 
 def test_names_that_shared_an_address_and_no_longer_do(compiler: Compiler) -> None:
