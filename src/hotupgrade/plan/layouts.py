@@ -151,7 +151,7 @@ def _by_file(name: str, old: Debug, new: Debug) -> list[Change]:
     """Files may each have a private type of this name."""
     ours, theirs = _definitions(old, name), _definitions(new, name)
     files = sorted(ours.keys() & theirs.keys())
-    if not files:  # it moved
+    if not files or "" in ours or "" in theirs:  # it moved, or one of the two does not say where it belongs
         ours = {"": set().union(*ours.values())}
         theirs = {"": set().union(*theirs.values())}
         files = [""]

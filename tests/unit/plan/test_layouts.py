@@ -164,7 +164,8 @@ def test_a_kept_variable_of_another_type(compiler: Compiler, before: str, after:
     assert judge(old, new, exempt=frozenset({"kept"}))[0] == {}
 
 
-def test_private_types_of_one_name(compiler: Compiler) -> None:
+@pytest.mark.parametrize("flags", [(), ("-fdebug-types-section",)])
+def test_private_types_of_one_name(compiler: Compiler, flags: tuple[str, ...]) -> None:
     part = """
     struct private {{ int x[{size}]; }};
     static struct private *kept{n};
@@ -173,13 +174,14 @@ def test_private_types_of_one_name(compiler: Compiler) -> None:
 
     def build(first: int, second: int, plus: int) -> Build:
         sizes = (first, second)
-        return compiler.build({f"p{n}.c": part.format(n=n, size=sizes[n], plus=plus) for n in (0, 1)}, "-g")
+        return compiler.build({f"p{n}.c": part.format(n=n, size=sizes[n], plus=plus) for n in (0, 1)}, "-g", *flags)
 
     old = build(1, 2, 1)
     assert judge(old, build(1, 2, 2))[0] == {}
     refusals, _ = judge(old, build(1, 3, 2))
     assert codes(refusals) == {"struct private": "type-changed"}
-    assert "(p1.c): 8 → 12 bytes" in refusals["struct private"].text
+    where = "" if flags else " (p1.c)"  # type units belong to no file
+    assert f"struct private{where}: 8 → 12 bytes" in refusals["struct private"].text
 
 
 def test_the_same_source_elsewhere_and_otherwise_compiled(compiler: Compiler, tmp_path: Path) -> None:
