@@ -7,6 +7,7 @@ of it can be alive (:mod:`hotupgrade.plan.lifetimes`), or if the operator brings
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from hotupgrade.plan.lifetimes import short_lived
 from hotupgrade.plan.scopes import variables_of
 
 _START_FILES = ("crtstuff.c",)
+
+# What the linker takes from libc_nonshared.a and libgcc.a knows no types of the program.
+_TOOLCHAIN = re.compile(r"__.*|atexit|at_quick_exit|pthread_atfork")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,9 @@ def _uncovered(build: Build, functions: Flags) -> list[str]:
     address = build.entities.address[rows].astype(np.int64)
     place = np.searchsorted(ranges[:, 0], address, side="right") - 1
     inside = (place >= 0) & (address < np.append(ranges[:, 1], 0)[place])
-    return [build.entities.names[row] for row in rows[~inside].tolist()]
+    names, exported = build.entities.names, build.entities.exported
+    outside = rows[~inside].tolist()
+    return [names[row] for row in outside if exported[row] or not _TOOLCHAIN.fullmatch(names[row])]
 
 
 def _known_file(build: Build, row: int) -> bool:

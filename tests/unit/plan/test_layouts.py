@@ -270,6 +270,13 @@ def test_a_part_without_debug_information(compiler: Compiler, tmp_path: Path) ->
     assert codes(notes) == {"bare": "layout-trusted"}
 
 
+def test_what_the_toolchain_adds_needs_no_debug_information(compiler: Compiler) -> None:
+    text = "#include <stdlib.h>\nvoid later(void) {{ }} int set_up(int x) {{ return {}; }}"
+    old, new = (compiler.build(text.format(what), "-g") for what in ("x * 1000003", "atexit(later) + x * 1000003"))
+    assert "atexit" in new.entities.names
+    assert judge(old, new)[0] == {}
+
+
 def test_trust_excuses_nothing_that_is_known(compiler: Compiler) -> None:
     old, new = versions(compiler, COLOURS + ITEM, COLOURS + ITEM.replace("int b;", "long b;"))
     assert codes(judge(old, new, PlanOptions(trust_layout=True))[0]) == {"struct item": "type-changed"}
