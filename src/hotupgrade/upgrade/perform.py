@@ -121,7 +121,7 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
             return document | work.described()
         own_folder(journal.state_folder())  # before anything is changed: afterwards it would be too late to fail
         if session.agent is not None:
-            recover(session.agent, session.ledger, session.modules)
+            recover(session.require_agent(settings.timeout), session.ledger, session.modules)
         work.plan_all()  # what cannot be is refused before anything is brought into the process
         work.bring_agent()
         return document | work.carry_out(begin)
