@@ -33,6 +33,9 @@ _SIGRETURN = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"
 _LEADER_CALLS = (7, 219, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128)
 
 VISIT_TIMEOUT_US = 200_000
+_LONGEST_NAME = 200  # bytes of the name of a memory file; the kernel takes 249
+#: How much of one mapping is searched for instructions, and at once.
+_MOST_SEARCHED, _PIECE = 64 << 20, 1 << 20
 #: How long a thread may take to leave the agent, in seconds.
 IDLE_LIMIT = 2.0
 
@@ -158,7 +161,7 @@ class Agent:
             raise HotUpgradeError(f"{len(operations)} operations do not fit into the agent's page")
         if idle:
             self._wait_idle()
-        serial = self.get("serial") + 1
+        serial = self.get("serial") % (1 << 63) + 1
         self.process.write(self._table, bytes(table))
         self.set(ops=self._table, op_count=len(operations), serial=serial, xsave_size=native.xsave_size())
         return serial
@@ -266,11 +269,12 @@ class Agent:
         """Make an anonymous file in the process, with contents at offsets; returns the process's descriptor for it."""
         # The name's place: behind the operation table's first row.
         place = self._table + 2048
-        self.process.write(place, name.encode()[:200] + b"\0")
+        name = name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+        self.process.write(place, name.encode() + b"\0")
         operation = system_call(SYS_MEMFD_CREATE, place, MFD_CLOEXEC)
         results = self.run([operation])
         self.check([operation], results)
-        descriptor = self.process.open_descriptor(results[0])
+        descriptor = self.process.open_memory_file(results[0], name)
         try:
             os.ftruncate(descriptor, size)
             for offset, piece in content:
@@ -311,7 +315,7 @@ def inject(process: Process, timeout: float = 5.0) -> Agent:
     if base is None:
         raise NotNow(Reason("no-room", str(process.pid), "no free address space for the agent"))
     descriptor = _remote(process, [(SYS_MEMFD_CREATE, 0, MFD_CLOEXEC)], gadgets, f"{NAME}-agent", timeout)[0]
-    ours = process.open_descriptor(descriptor)
+    ours = process.open_memory_file(descriptor, f"{NAME}-agent")
     try:
         os.ftruncate(ours, header.total_size)
         os.pwrite(ours, blob, 0)
@@ -382,16 +386,17 @@ def _find_gadgets(process: Process) -> tuple[int, int]:
     found: dict[bytes, int] = {}
     maps = [m for m in process.maps() if m.executable and m.path and not m.path.startswith("[vsyscall")]
     for mapping in sorted(maps, key=lambda m: "libc" not in m.path):
-        try:
-            text = process.read(mapping.start, mapping.size)
-        except ValueError:
-            continue
-        for pattern in (_SYSCALL_RET, _SIGRETURN):
-            at = text.find(pattern)
-            if at >= 0 and pattern not in found:
-                found[pattern] = mapping.start + at
-        if len(found) == 2:
-            return found[_SYSCALL_RET], found[_SIGRETURN]
+        for start in range(mapping.start, min(mapping.end, mapping.start + _MOST_SEARCHED), _PIECE):
+            try:  # a piece, and as much of the next as an instruction may reach into it
+                text = process.read(start, min(_PIECE + len(_SIGRETURN), mapping.end - start))
+            except ValueError:
+                break
+            for pattern in (_SYSCALL_RET, _SIGRETURN):
+                at = text.find(pattern)
+                if at >= 0 and pattern not in found:
+                    found[pattern] = start + at
+            if len(found) == 2:
+                return found[_SYSCALL_RET], found[_SIGRETURN]
     raise NotNow(
         Reason(
             "no-system-call",

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -150,12 +151,30 @@ class Process:
         except PermissionError:
             raise denied(self.pid, f"reading /proc/{self.pid}/{name}") from None
 
-    def open_descriptor(self, number: int) -> int:
-        """Our own descriptor for a file that the process has open, for writing."""
+    def open_memory_file(self, number: int, name: str) -> int:
+        """Our own descriptor, for writing, of a memory file that the process has made for us.
+
+        The number comes from the process, which could have put any file there that it may read; we may write many more.
+        So the file is looked at, without being opened, before it is opened for anything.
+
+        Raises:
+            NotNow: the process is gone, or the file is another.
+        """
         try:
-            return os.open(f"fd/{number}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._folder)
-        except (FileNotFoundError, ProcessLookupError):
+            seen = os.open(f"fd/{number}", os.O_PATH | os.O_CLOEXEC, dir_fd=self._folder)
+        except PermissionError:
+            raise denied(self.pid, f"opening its file {number}") from None
+        except OSError:
             raise gone(self.pid) from None
+        try:
+            status, place = os.fstat(seen), Path(f"/proc/self/fd/{seen}")
+            nameless = stat.S_ISREG(status.st_mode) and status.st_nlink == 0
+            if not nameless or str(place.readlink()) != f"/memfd:{name} (deleted)":
+                text = f"process {self.pid} gave another file for the memory that it was asked for; leave it alone"
+                raise NotNow(Reason("not-our-file", str(self.pid), text))
+            return os.open(place, os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            os.close(seen)
 
     def lock(self) -> None:
         """Be the only hotupgrade that works on this process, until the handle is closed.

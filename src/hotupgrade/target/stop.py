@@ -536,9 +536,11 @@ class Stopper:
         pid = self.agent.process.pid
         tid = int(box.reason_tid)
         thread = f"thread {tid} ({self._names.get(tid, '?')})"
-        reason = abi.StopReason(box.reason)
+        known = box.reason in {reason.value for reason in abi.StopReason}
+        reason = abi.StopReason(box.reason) if known else abi.StopReason.OK
         if reason is abi.StopReason.HOOK:
-            name = self._request.hooks[int(box.reason_address)].name
+            hooks = self._request.hooks
+            name = hooks[int(box.reason_address)].name if box.reason_address < len(hooks) else "a function"
             text = f"process {pid}: {name}() of the new build reported a failure; nothing was changed"
             return NotNow(Reason("hook-failed", name, text))
         if reason is abi.StopReason.ASLEEP:

@@ -34,6 +34,8 @@ _SS_SP, _SS_SIZE, _RSP, _RIP, _FPREGS, _FPREGS_MEM = 16, 32, 160, 168, 224, 424
 _MOST_STACK = 64 << 20
 #: More memory than this is not searched while threads are stopped, in bytes.
 MOST_SEARCHED = 256 << 20
+#: Nor is more address space looked through for what is present in it: what a sanitizer reserves has terabytes.
+_MOST_SPANNED = 32 << 30
 
 Words = npt.NDArray[np.uint64]
 
@@ -138,11 +140,14 @@ def _stack_range(maps: Sequence[Mapping], sp: int, tcb: int) -> tuple[int, int]:
 
 def _resident(process: Process, maps: Sequence[Mapping]) -> Iterator[tuple[int, Words]]:
     """What is present of the process's own writable memory, in pieces: (address, words)."""
-    searched = 0
+    searched = spanned = 0
     for mapping in maps:
         ours = mapping.path.startswith(f"/memfd:{NAME}")
         if ours or not (mapping.writable and mapping.readable and mapping.private):
             continue
+        spanned += mapping.size
+        if spanned > _MOST_SPANNED:
+            raise TooMuchMemoryError
         present = process.present_pages(mapping.start, mapping.size // PAGE)
         edges = np.flatnonzero(np.diff(present.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
         for first, end in edges.tolist():
