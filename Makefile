@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 C_FILES = $(wildcard src/agent/*.[ch] src/hotupgrade/include/*.h)
 PY_FILES = src tests scripts/fetch-debian-patches hatch_build.py $(wildcard benchmarks)
 
-.PHONY: help setup ovs demo test test-unit lint fuzz bench clean distclean
+.PHONY: help setup ovs demo test test-unit lint soak fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
