@@ -11,6 +11,7 @@ import struct
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.target import native
 from hotupgrade.target.agent import SYS_CLOSE, Agent, call, system_call
+from hotupgrade.target.loader import wait_for_loader
 from hotupgrade.target.modules import read_modules, tls_block
 from hotupgrade.target.scratch import Scratch
 
@@ -32,11 +33,12 @@ def _library(initial: bytes, alignment: int) -> bytes:
     return bytes(raw)
 
 
-def load_reserve(agent: Agent, scratch: Scratch, initial: bytes, alignment: int) -> int:
+def load_reserve(agent: Agent, scratch: Scratch, initial: bytes, alignment: int, timeout: float) -> int:
     """Load a reserve; returns its offset from the thread pointer (negative), the same in every thread.
 
     Raises:
-        NotNow: the loader has no room left for it in static TLS (glibc.rtld.optional_static_tls), or cannot load now.
+        NotNow: the loader has no room left for it in static TLS (glibc.rtld.optional_static_tls), or cannot load now:
+            somebody else was loading for ``timeout`` seconds.
     """
     process = agent.process
     if len(initial) > LARGEST or alignment > STRICTEST:
@@ -54,6 +56,7 @@ def load_reserve(agent: Agent, scratch: Scratch, initial: bytes, alignment: int)
         raise NotNow(
             Reason("no-dlopen", str(process.pid), "the process has no dlopen (a C library older than glibc 2.34)")
         )
+    wait_for_loader(process, modules, timeout)
     library = _library(initial, alignment)
     descriptor = agent.create_file("hotupgrade-reserve", [(0, library)], len(library))
     # The loader takes two libraries of one name for one: the number of "./" makes each name its own.

@@ -204,7 +204,8 @@ class _Work:
         place = -65536  # without a reserve any distance will do to see whether the plan can be made
         if self.agent is not None:
             with Scratch(self.agent, 4096) as scratch:
-                place = load_reserve(self.agent, scratch, layout.request.initial, layout.request.alignment)
+                request = layout.request
+                place = load_reserve(self.agent, scratch, request.initial, request.alignment, self._settings.timeout)
         return {row: place + offset - scene.tls_block for row, offset in layout.offsets.items()}
 
     def _import_slots(self, candidate: Candidate) -> list[tuple[int, int, str]]:

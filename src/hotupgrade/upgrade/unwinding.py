@@ -12,6 +12,7 @@ from hotupgrade.binary.build import Build
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.target.agent import Agent, call
 from hotupgrade.target.images import register_frames
+from hotupgrade.target.loader import wait_for_loader
 from hotupgrade.target.modules import Module, read_modules
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.upgrade.ledger import ImageRecord, Ledger
@@ -98,6 +99,7 @@ def _load(agent: Agent, session: Session) -> None:
     with Scratch(agent, 4096) as scratch:
         name = scratch.put(_LIBRARY.encode() + b"\0")
         try:
+            wait_for_loader(session.process, session.modules, _LIMIT_S)
             agent.run([call(dlopen.address, name, _RTLD_NOW)], only_main=True, timeout=_LIMIT_S)
         except NotNow:
             return

@@ -6,7 +6,7 @@
 
 __attribute__((constructor)) static void construct(void)
 {
-    nanosleep(&(struct timespec){1, 500000000}, NULL);
+    nanosleep(&(struct timespec){3, 0}, NULL);
 }
 
 EXPORT long version(long unused UNUSED)
