@@ -14,6 +14,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -22,6 +23,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -34,6 +36,7 @@
 #define RED_ZONE 128
 #define RSEQ_CS_AT 8    /* of the field rseq_cs in struct rseq */
 #define LATE_US 3000000 /* how long threads that are late are waited for, in microseconds */
+#define SEIZE_US 50000  /* how long one thread may take to be seized */
 
 enum visit_status {
     VISIT_PENDING = 0,
@@ -172,7 +175,7 @@ static void start_sequence_anew(int memory, pid_t tid, struct user_regs_struct *
 static void fail(struct visit *visit)
 {
     visit->detail = (uint64_t)errno;
-    visit->status = errno == ESRCH ? VISIT_GONE : errno == EPERM ? VISIT_DENIED : VISIT_FAILED;
+    visit->status = errno == ESRCH || errno == ECHILD ? VISIT_GONE : errno == EPERM ? VISIT_DENIED : VISIT_FAILED;
 }
 
 /* Is this still the program that the tool looked at?  A thread id outlives an exec, what it runs does not. */
@@ -263,12 +266,46 @@ static void pause_us(long us)
     nanosleep(&t, NULL);
 }
 
-static void seize(struct visit *visit)
+static __thread sigjmp_buf *volatile way_out __attribute__((tls_model("initial-exec")));
+
+static void get_out(int signal)
 {
+    (void)signal;
+    if (way_out) {
+        siglongjmp(*way_out, 1);
+    }
+}
+
+/* PTRACE_SEIZE waits, without a limit, for a thread of the process that is executing another program; that thread waits
+ * for all others to end; and those of them that we hold end only when we look at them.  So seizing has a limit.
+ * Returns 0 when that was reached. */
+static int seize(struct visit *visit)
+{
+    sigjmp_buf here;
+    sigset_t alarm;
+    struct itimerval limit = {{0, SEIZE_US}, {0, SEIZE_US}}, none = {{0, 0}, {0, 0}};
     visit->status = VISIT_PENDING;
-    if (ptrace(PTRACE_SEIZE, (pid_t)visit->tid, 0, 0) || ptrace(PTRACE_INTERRUPT, (pid_t)visit->tid, 0, 0)) {
+    if (sigsetjmp(here, 1)) {
+        way_out = NULL;
+        setitimer(ITIMER_REAL, &none, NULL);
+        visit->status = VISIT_LATE;
+        return 0;
+    }
+    way_out = &here;
+    sigemptyset(&alarm);
+    sigaddset(&alarm, SIGALRM);
+    setitimer(ITIMER_REAL, &limit, NULL);
+    sigprocmask(SIG_UNBLOCK, &alarm, NULL);
+    long result = ptrace(PTRACE_SEIZE, (pid_t)visit->tid, 0, 0);
+    int error = errno;
+    sigprocmask(SIG_BLOCK, &alarm, NULL);
+    way_out = NULL;
+    setitimer(ITIMER_REAL, &none, NULL);
+    errno = error;
+    if (result || ptrace(PTRACE_INTERRUPT, (pid_t)visit->tid, 0, 0)) {
         fail(visit);
     }
+    return 1;
 }
 
 /* Let a stopped thread go on as if nothing had been.  The kernel does that on its own, except for system calls that it
@@ -313,6 +350,8 @@ static void wait_for_the_late(struct job *job)
 /* A session of its own: a signal to the tool's process group is not meant for the helper. */
 static void become_helper(void)
 {
+    struct sigaction action = {.sa_handler = get_out};
+    sigaction(SIGALRM, &action, NULL);
     setsid();
     prctl(PR_SET_TIMERSLACK, 1000);
 }
@@ -322,9 +361,14 @@ static int redirect_all(void *argument)
     struct job *job = argument;
     int64_t limit = now_us() + job->timeout_us;
     uint64_t left = 0;
+    int going = 1;
     become_helper();
     for (uint64_t i = 0; i < job->count; i++) {
-        seize(&job->visits[i]);
+        if (going) {
+            going = seize(&job->visits[i]);
+        } else {
+            job->visits[i].status = VISIT_LATE;
+        }
         left += job->visits[i].status == VISIT_PENDING;
     }
     while (left) {

@@ -391,8 +391,9 @@ class HotUpgrade:
 
 
 DRIVER = """
-import contextlib, io, json, sys
+import contextlib, faulthandler, io, json, signal, sys
 from hotupgrade.cli import main
+faulthandler.register(signal.SIGUSR2, all_threads=True)
 for line in sys.stdin:
     out, code = io.StringIO(), 0
     try:
@@ -427,7 +428,11 @@ class Driver(HotUpgrade):
         begin = time.monotonic()
         self._process.stdin.write(json.dumps([str(word) for word in words]) + "\n")
         self._process.stdin.flush()
-        assert select.select([self._process.stdout], [], [], limit)[0], f"{words} did not end within {limit} s"
+        if not select.select([self._process.stdout], [], [], limit)[0]:
+            self._process.send_signal(signal.SIGUSR2)  # where is it?
+            time.sleep(2)
+            self._process.kill()
+            raise AssertionError(f"{words} did not end within {limit} s\n{self._process.communicate(timeout=10)[1]}")
         line = self._process.stdout.readline()
         assert line, self._process.communicate(timeout=10)[1]
         code, out = json.loads(line)

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from typing import Any
 HARMLESS = {
     "read": 0, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10,
     "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "ioctl": 16, "pread64": 17,
-    "readv": 19, "access": 21, "pipe": 22, "mremap": 25, "madvise": 28, "dup": 32, "dup2": 33, "getpid": 39,
+    "readv": 19, "access": 21, "pipe": 22, "mremap": 25, "madvise": 28, "dup": 32, "dup2": 33, "setitimer": 38,
+    "getpid": 39,
     "uname": 63, "fcntl": 72, "getcwd": 79, "readlink": 89, "getrlimit": 97, "getrusage": 98, "sysinfo": 99,
     "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "sigaltstack": 131, "prctl": 157,
     "arch_prctl": 158, "gettid": 186, "futex": 202, "sched_getaffinity": 204, "getdents64": 217,
@@ -69,7 +71,7 @@ class Run:
     """One run of the command under the tracer."""
 
     steps: int  # that were begun
-    killed: str  # the step before which it was killed; "" if it ended by itself
+    killed: str  # the step before which it was killed or held; "" if it ended earlier
     code: int
     out: str
     seconds: float
@@ -95,26 +97,46 @@ class Stepper:
         self._process.communicate(timeout=10)
 
     def run(
-        self, *words: object, kill_at: int = -1, everything: bool = False, hold: float = 0.0, limit: float = 60
+        self,
+        *words: object,
+        kill_at: int = -1,
+        only: str = "",
+        meanwhile: Callable[[], None] | None = None,
+        everything: bool = False,
+        hold: float = 0.0,
+        limit: float = 60,
     ) -> Run:
         """Run ``hotupgrade WORDS``.
 
         Args:
             kill_at: the number of the step before which the tool is killed; -1: none.
+            only: count only steps whose name begins with this.
+            meanwhile: something else to be done there instead of killing it; then it goes on.
             everything: kill what the tool has started along with it, as the end of a whole control group does.
             hold: seconds to keep the tool in that place first, so that the target gets as far as it can.
             limit: seconds.
         """
+        order = {
+            "words": [str(w) for w in words], "kill_at": kill_at, "kill": meanwhile is None, "everything": everything,
+            "hold": hold, "only": only,
+        }  # fmt: skip
+        begin = time.monotonic()
+        line = self._say(json.dumps(order), limit)
+        if line == "held\n":
+            assert meanwhile is not None
+            meanwhile()
+            line = self._say("go on", limit)
+        return Run(**json.loads(line), seconds=time.monotonic() - begin)
+
+    def _say(self, line: str, limit: float) -> str:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = {"words": [str(w) for w in words], "kill_at": kill_at, "everything": everything, "hold": hold}
-        begin = time.monotonic()
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        assert select.select([self._process.stdout], [], [], limit)[0], f"{words} did not end within {limit} s"
-        line = self._process.stdout.readline()
-        assert line, f"the stepper ended with {self._process.wait(10)}"
-        return Run(**json.loads(line), seconds=time.monotonic() - begin)
+        assert select.select([self._process.stdout], [], [], limit)[0], f"{line} was not answered within {limit} s"
+        answer = self._process.stdout.readline()
+        assert answer, f"the stepper ended with {self._process.wait(10)}"
+        return answer
 
 
 # What follows runs in the stepper's process.
@@ -206,11 +228,16 @@ def _drive(order: dict[str, Any]) -> dict[str, Any]:
             event, number = status >> 16, os.WSTOPSIG(status)
             if event == _EVENT_SECCOMP:
                 call, name = _step(tid)
-                if not (call in _WAITING and last.get(tid) == call):
+                if not (call in _WAITING and last.get(tid) == call) and name.startswith(order["only"]):
                     if steps == order["kill_at"]:
                         killed = f"{name} in {'a helper' if _group(tid) != tool else 'the tool'}"
+                        if not order["kill"]:
+                            sys.stdout.write("held\n")
+                            sys.stdout.flush()
+                            sys.stdin.readline()
                         time.sleep(order["hold"])
-                        _kill(tool, everything=order["everything"])
+                        if order["kill"]:
+                            _kill(tool, everything=order["everything"])
                     steps += 1
                 last[tid] = call
             deliver = number if event == 0 and number not in (signal.SIGTRAP, signal.SIGSTOP) else 0
@@ -238,7 +265,7 @@ def _serve() -> None:
     import hotupgrade.upgrade.perform
     import hotupgrade.upgrade.rollback  # noqa: F401
 
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         answer = _drive(json.loads(line))
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

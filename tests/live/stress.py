@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from live.harness import DONE, NOT_NOW, REFUSED, Builder, HotUpgrade, Program, until
 from live.kills import Tally, Victim, settled
+from live.steps import Stepper
 
 Start = Callable[..., Program]
 
@@ -54,13 +55,41 @@ def ends(build: Builder, start: Start, hu: HotUpgrade, how: str, times: int, see
     return outcomes
 
 
+def ends_at_steps(
+    build: Builder, start: Start, stepper: Stepper, how: str, numbers: Iterable[int], only: str = ""
+) -> dict[str, int]:
+    """The same while the tool is held before a step; the thread that ends the program may be held by it too."""
+    seen: dict[str, int] = {}
+    for number in numbers:
+        program = start(build.host(build.library("basic", 1)))
+        program.ask("sleepers")
+        file = build.directory / f"now-{program.pid}"
+        program.ask("end", how, 1, file)
+        words = ("upgrade", program.pid, build.library("basic", 2), "--timeout", 1, "--json")
+        run = stepper.run(*words, kill_at=number, only=only, meanwhile=file.touch, hold=0.04, limit=30)
+        if not run.killed:
+            return seen
+        about = f"{how} before {run.killed}, step {number}: {run.out}"
+        assert run.code in (DONE, NOT_NOW, REFUSED), about
+        if how == "exit":
+            assert program.process.wait(10) == 0, about
+        else:
+            until(lambda program=program: not program.alive() or "sleep" in program.threads().values(), what=about)
+            time.sleep(0.02)
+            assert program.alive(), f"the new program ended with {program.process.poll()}: {about}"
+        program.kill()
+        file.unlink(missing_ok=True)
+        seen[run.killed] = seen.get(run.killed, 0) + 1
+    return seen
+
+
 def kills_at_random(
     victim: Victim, hu: HotUpgrade, times: int, tally: Tally, seed: int = 1, checker: HotUpgrade | None = None
 ) -> None:
     """The command, started as an operator does, is killed at random moments while the program works."""
     chance = random.Random(seed)
     begin = time.monotonic()
-    hu.upgraded(victim.program, *victim.files(2))
+    hu.upgraded(victim.program, *victim.files(3 if victim.version() == 2 else 2))
     whole = time.monotonic() - begin
     for _ in range(times):
         before = victim.version()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from live import stress
 from live.conftest import Start
 from live.harness import Builder, Driver, HotUpgrade
 from live.kills import Tally, Victim, steps_of_a_first_upgrade, steps_of_later_ones
@@ -58,3 +59,11 @@ def test_with_all_that_the_tool_started(build: Builder, start: Start, driver: Dr
     victim = Victim(build, start)
     assert steps_of_later_ones(victim, driver, stepper, tally, steps, everything=True), str(tally)
     assert tally.kills >= 5, str(tally)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["exec", "exit"])
+def test_the_process_ends_before_a_thread_is_seized(build: Builder, start: Start, stepper: Stepper, how: str) -> None:
+    """A thread that executes another program waits for those that are traced, while PTRACE_SEIZE waits for it."""
+    seen = stress.ends_at_steps(build, start, stepper, how, range(3, 30, 4), "ptrace SEIZE")
+    assert sum(seen.values()) >= 4, seen

@@ -136,7 +136,7 @@ def small_upgrades(soak: Soak, item: Item, until: float) -> None:
             with Driver(soak.hu) as driver:
                 victim = soak.victim()
                 files = {version: victim.files(version) for version in (1, 2, 3)}
-                counts["with many threads"] += _switched(victim.program, driver, files, 100, victim.check, over)
+                counts["with many threads"] += _switched(victim.program, driver, files, 80, victim.check, over)
                 assert victim.errors() == 0, "a sleeper was disturbed"
             soak.end_programs()
             with Driver(soak.hu) as driver:
@@ -146,7 +146,7 @@ def small_upgrades(soak: Soak, item: Item, until: float) -> None:
                 def look(version: int, program: Program = program) -> None:
                     assert program.call("pair") == version * 1001001
 
-                counts["with one thread"] += _switched(program, driver, files, 400, look, over)
+                counts["with one thread"] += _switched(program, driver, files, 800, look, over)
             soak.end_programs()
             programs += 2
             say(f"  {sum(counts.values())} upgrades and rollbacks")
@@ -181,6 +181,25 @@ def executes_another(soak: Soak, item: Item, until: float) -> None:
 
 def exits(soak: Soak, item: Item, until: float) -> None:
     _ends(soak, item, until, "exit", 150)
+
+
+def ends_at_steps(soak: Soak, item: Item, until: float) -> None:
+    """The process executes another program, or exits, while the tool is held before a step."""
+    seen: dict[str, int] = {}
+    try:
+        with Stepper(soak.hu.environment) as stepper:
+            for how in ("exec", "exit"):
+                for number in _while_time(range(MOST_STEPS), until):
+                    found = stress.ends_at_steps(soak.build, soak.start, stepper, how, [number])
+                    if not found:
+                        break
+                    seen.update({f"{how}, {name}": seen.get(f"{how}, {name}", 0) + 1 for name in found})
+                    soak.end_programs()
+                else:
+                    return
+        item.reached = True
+    finally:
+        item.numbers = {"runs": sum(seen.values()), "places": seen}
 
 
 def _ends(soak: Soak, item: Item, until: float, how: str, goal: int) -> None:
@@ -291,6 +310,7 @@ ITEMS: list[tuple[str, str, float, Callable[[Soak, Item, float], None]]] = [
     ("kills at every step", "1,000 kills, every step of five kinds of runs", 0.25, kills_at_every_step),
     ("Open vSwitch under load", "300 upgrades and rollbacks, with flow, port and bridge churn", 0.25, open_vswitch),
     ("kills at random", "300 kills", 0.08, kills_at_random),
+    ("ends at every step", "exec and exit, before every step", 0.12, ends_at_steps),
     ("executes another program", "300 runs", 0.06, executes_another),
     ("exits", "150 runs", 0.04, exits),
     ("threads and processes come and go", "300 upgrades and rollbacks", 0.04, churn),

@@ -240,6 +240,7 @@ class Agent:
         )
         serial = self.write_operations(operations, idle=idle)
         while time.monotonic() < limit:
+            self.get("serial")  # raises if the process has become another program
             for thread in leaders(self.process.threads(), self.process.pid, only_main):
                 visits = (abi.Visit * 1)()
                 visits[0].tid, visits[0].lead = thread.tid, serial
@@ -347,6 +348,7 @@ def _remote(
     limit = time.monotonic() + timeout
     problem: NotNow | None = None
     while time.monotonic() < limit:
+        process.read(gadgets[0], 1)  # raises if the process has become another program
         for thread in leaders(process.threads(), process.pid):
             visit = abi.Visit(tid=thread.tid)
             results = native.remote_calls(visit, calls, process.memory, *gadgets, name, VISIT_TIMEOUT_US)

@@ -195,23 +195,27 @@ static void command_stop(char **words)
 struct end {
     bool exec;
     long ms;
+    char *file; /* if there is one, its coming is waited for */
 };
 
 static void *end_later(void *argument)
 {
     struct end *end = argument;
-    nanosleep(&(struct timespec){end->ms / 1000, end->ms % 1000 * 1000000}, NULL);
+    do {
+        nanosleep(&(struct timespec){end->ms / 1000, end->ms % 1000 * 1000000}, NULL);
+    } while (end->file && access(end->file, F_OK));
     if (end->exec) {
         execlp("sleep", "sleep", "20", NULL);
     }
     _exit(0);
 }
 
-/* end exit|exec MS: the process ends, or becomes another program, in MS milliseconds */
+/* end exit|exec MS [FILE]: the process ends, or becomes another program, in MS milliseconds, or as soon as there is a
+ * file */
 static void command_end(char **words)
 {
     static struct end end;
-    end = (struct end){words[1] && !strcmp(words[1], "exec"), number(words[2])};
+    end = (struct end){words[1] && !strcmp(words[1], "exec"), number(words[2]), words[3] ? strdup(words[3]) : NULL};
     pthread_detach(start(NULL, end_later, &end, "end"));
     say("started=1");
 }
