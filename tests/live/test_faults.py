@@ -80,7 +80,9 @@ def test_children_forked_during_a_stop_can_be_upgraded(build: Builder, start: St
                     continue
             three = build.library("basic", 3)
             answer = driver.upgrade(child, three)
-            assert answer.code == DONE, str(answer)
+            assert answer.code == DONE or answer.codes() == {"no-such-process"}, str(
+                answer
+            )  # it ends as soon as it can
             until(lambda child=child: _exit_code(child) == 7, what="the child runs the new code, and ends for that")
             upgraded += 1
         if upgraded:
