@@ -89,6 +89,12 @@ def refuse_visit(pid: int, visit: abi.Visit) -> NotNow:
     return NotNow(Reason(f"thread-{status.name.lower()}", str(visit.tid), f"process {pid}: thread {visit.tid} {text}"))
 
 
+def is_denied(process: Process, visit: abi.Visit) -> bool:
+    """Did the kernel forbid the visit?  It says the same of a thread that has just ended."""
+    state = process.thread(visit.tid) if visit.status == abi.VisitStatus.DENIED else None
+    return state is not None and state.state not in "ZX"
+
+
 class Agent:
     """The agent, present in a process.  Made by :func:`find` or :func:`inject`."""
 
@@ -249,7 +255,7 @@ class Agent:
                     self.wait(serial, max(limit - time.monotonic(), 0.5))
                     return self.results(len(operations))
                 problem = refuse_visit(self.process.pid, visits[0])
-                if visits[0].status in (abi.VisitStatus.DENIED, abi.VisitStatus.HALTED):
+                if visits[0].status == abi.VisitStatus.HALTED or is_denied(self.process, visits[0]):
                     raise problem
             time.sleep(0.002)
         raise problem
@@ -364,7 +370,7 @@ def _remote(
                         )
                 return results
             problem = refuse_visit(process.pid, visit)
-            if visit.status in (abi.VisitStatus.DENIED, abi.VisitStatus.HALTED):
+            if visit.status == abi.VisitStatus.HALTED or is_denied(process, visit):
                 raise problem
             if visit.status == abi.VisitStatus.FAILED:
                 raise problem  # some of the calls may have been made: not again with the same arguments

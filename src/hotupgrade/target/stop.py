@@ -22,7 +22,7 @@ import numpy as np
 
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target import abi, native
-from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, leaders, refuse_visit, system_call
+from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, is_denied, leaders, refuse_visit, system_call
 from hotupgrade.target.backtrace import Unwinder
 from hotupgrade.target.clock import Reading, ticks_per_us
 from hotupgrade.target.maps import mapping_at
@@ -39,6 +39,8 @@ SETTLE_LIMIT = 5.0
 AFTER_LIMIT = 10.0
 #: More words than this that only look like return addresses are not excused.
 MOST_EXCUSES = 256
+#: Not parked, and no reason to give up: it has ended, or is handling a signal.
+_COME_AGAIN = (abi.VisitStatus.GONE, abi.VisitStatus.DENIED, abi.VisitStatus.SIGNALLED)
 #: Room for threads that are born while the others are being parked.
 SPARE_ROWS = 64
 _SPARE_MAPPINGS = 512
@@ -428,11 +430,7 @@ class Stopper:
                 if visit.status == abi.VisitStatus.DONE:
                     known.add(visit.tid)
                     parked += 1
-                elif visit.status == abi.VisitStatus.DENIED:
-                    state = process.thread(visit.tid)
-                    if state is not None and state.state not in "ZX":
-                        return refuse_visit(process.pid, visit)
-                elif visit.status not in (abi.VisitStatus.GONE, abi.VisitStatus.SIGNALLED):
+                elif is_denied(process, visit) or visit.status not in _COME_AGAIN:
                     return refuse_visit(process.pid, visit)
         agent.set(sleepers=parked, expected_threads=len(tids))
         return None
@@ -451,6 +449,8 @@ class Stopper:
             agent.entry,
             min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)),
         )
+        if visits[0].status == abi.VisitStatus.DENIED and not is_denied(agent.process, visits[0]):
+            visits[0].status = abi.VisitStatus.GONE
         if visits[0].status != abi.VisitStatus.DONE:
             return refuse_visit(agent.process.pid, visits[0])
         if (problem := self._search(table_at)) is not None:

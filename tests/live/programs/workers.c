@@ -151,6 +151,7 @@ static void breed(struct worker *worker)
         for (int turn = 0; turn < 2000; turn++) {
             nanosleep(&(struct timespec){0, 10000000}, NULL);
             if (worker->f(worker->argument) != first) {
+                nanosleep(&(struct timespec){0, 500000000}, NULL); /* the command looks at it once more */
                 _exit(UPGRADED);
             }
         }
