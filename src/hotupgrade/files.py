@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -47,7 +48,9 @@ def _read(descriptor: int, label: str, check: Callable[[os.stat_result], None] |
         check(status)
     with open(descriptor, "rb", closefd=False) as file:
         # A file may grow while it is read, and those of some file systems do not say their size.
-        content = file.read(MOST + 1) if status.st_size <= MOST else b""
+        content: bytes | None = file.read(MOST + 1) if status.st_size <= MOST else b""
+    if content is None:
+        raise BlockingIOError(errno.EAGAIN, "it has nothing to be read now")  # some files of /proc
     if status.st_size > MOST or len(content) > MOST:
         text = f"{label} is larger than {MOST >> 30} GiB; no module to upgrade is"
         raise Refused(Reason("too-large", label, text))

@@ -18,6 +18,7 @@ from hotupgrade.binary.cache import Cache, Entry, cache_key, load_build
 from hotupgrade.binary.debug.model import checked
 from hotupgrade.binary.debug.read import read_debug
 from hotupgrade.binary.elf import ElfFile
+from hotupgrade.binary.frames import Frames, NoFrameError, caller
 from hotupgrade.errors import Refused
 from hotupgrade.plan.cache import compare_cached
 from hotupgrade.plan.compare import compare
@@ -81,6 +82,16 @@ def types(data: bytes) -> None:
         debug = read_debug(data, elf.sections)
         assert checked(debug) is debug
         assert debug.missing or debug.files
+
+
+def frames(data: bytes) -> None:
+    """Frame information, and what its first and last places say."""
+    found = Frames(data, 1 << 20, "mutated")
+    for first, end, _ in found._entries[:64]:
+        for place in (first, end - 1):
+            with contextlib.suppress(NoFrameError):
+                row = found.row(place)
+                caller(row, dict.fromkeys(range(17), 1 << 12), lambda at: at & 0xFFFF)
 
 
 def plan(data: bytes) -> None:
@@ -203,6 +214,11 @@ def type_seeds() -> list[bytes]:
     return [content for name, content in corpus.files(folder()).items() if name.startswith("types")]
 
 
+def frame_seeds() -> list[bytes]:
+    builds = [Build.from_bytes(content, "seed") for content in elf_seeds()]
+    return [build.read(*build.eh_frame) for build in builds if build.eh_frame]
+
+
 def cache_seeds() -> list[bytes]:
     with tempfile.TemporaryDirectory() as place:
         cache = Cache(Path(place))
@@ -236,6 +252,7 @@ class Target:
 TARGETS = {
     "build": Target(build, elf_seeds, 0.25, structured=True),
     "types": Target(types, type_seeds, 0.2, structured=True),
+    "frames": Target(frames, frame_seeds, 0.05),
     "plan": Target(plan, elf_seeds, 0.25, structured=True),
     "ledger": Target(ledger_record, record_seeds, 0.05),
     "modules": Target(memory.modules, lambda: [memory.seed()], 0.1),

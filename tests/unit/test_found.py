@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import struct
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,6 +20,7 @@ from fuzz.targets import read_all
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, entry
 from hotupgrade.binary.debug.read import read_debug
+from hotupgrade.binary.frames import RETURN, RSP, Frames, NoFrameError, Row, caller
 from hotupgrade.errors import NotNow, Refused
 from hotupgrade.files import MOST, read_regular
 from hotupgrade.plan.compare import compare
@@ -97,6 +100,19 @@ def test_a_ledger_that_names_files_without_an_end(tmp_path: Path, monkeypatch: p
             open_earlier("aa", path, Cache(None))
         assert caught.value.reason.code == "no-earlier-build"
         assert time.monotonic() - begin < 5
+
+
+def test_expressions_that_take_what_they_do_not_have() -> None:
+    """Stacks are walked with threads stopped: what a file says of them must be an error that is expected there."""
+    memory: Callable[[int], int] = {}.__getitem__
+    for expression in (b"\x22", b"\x31\x1a", b"\x06", b"\x23\x01", b"\x08", b"\x77", b"\x77\xff", b""):
+        with pytest.raises(NoFrameError):
+            caller(Row(expression, {RETURN: -8}, frozenset(), signal=False), {RSP: 4096}, memory)
+    common = struct.pack("<II", 14, 0) + b"\1zR\0\1\x78\x10\1\x1b" + b"\xc6"  # DW_CFA_restore, before there is a state
+    frame = struct.pack("<IIiIB", 13, len(common) + 4, 0, 64, 0)
+    found = Frames(common + frame + bytes(16), 1 << 20, "mutated")
+    with contextlib.suppress(NoFrameError):
+        found.row(found._entries[0][0])
 
 
 # Records

@@ -27,6 +27,7 @@ MOST_MB = 192
 EXAMPLES = {
     "build": 300,
     "types": 300,
+    "frames": 300,
     "plan": 100,
     "ledger": 500,
     "modules": 500,

@@ -210,6 +210,7 @@ class _Program:
         self._common = common
         self.state = _State()
         self._stack: list[_State] = []
+        self._initial = _State()  # what may be gone back to: the rules of the CIE, once they are known
         self._run(_Reader(common.instructions), 0, _MASK)
         self._initial = self.state.copy()
 
@@ -349,6 +350,13 @@ _OPERATORS: Mapping[int, Callable[[int, int], int]] = {
 
 def _evaluate(expression: bytes, registers: Mapping[int, int], read: Memory, stack: list[int]) -> int:
     """A DWARF expression, as far as compilers and glibc use them here (PLT entries, signal trampolines)."""
+    try:
+        return _value(expression, registers, read, stack)
+    except (struct.error, IndexError) as error:
+        raise NoFrameError(f"an expression that is cut off, or takes what it does not have: {error}") from None
+
+
+def _value(expression: bytes, registers: Mapping[int, int], read: Memory, stack: list[int]) -> int:
     reader = _Reader(expression)
     for _ in range(_MOST_STEPS):
         if not reader:

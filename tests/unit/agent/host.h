@@ -1,6 +1,7 @@
 /* The agent as a part of an ordinary program, whose system calls can be made to fail. */
 #ifndef HOST_H
 #define HOST_H
+#define _GNU_SOURCE /* not sys/syscall.h: the agent has its own names for those */
 
 #include <errno.h>
 #include <pthread.h>
@@ -10,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -18,22 +18,6 @@ static int64_t host_system6(uint64_t number, uint64_t a, uint64_t b, uint64_t c,
 
 #define system6 host_system6
 #define memset agent_memset /* the agent's own; the program has another */
-#undef SYS_rt_sigaction
-#undef SYS_rt_sigprocmask
-#undef SYS_sched_yield
-#undef SYS_getpid
-#undef SYS_fstat
-#undef SYS_open
-#undef SYS_close
-#undef SYS_rt_sigpending
-#undef SYS_sigaltstack
-#undef SYS_futex
-#undef SYS_sched_setaffinity
-#undef SYS_sched_getaffinity
-#undef SYS_clock_gettime
-#undef SYS_ppoll
-#undef SYS_rt_tgsigqueueinfo
-#undef SYS_futex_waitv
 #include "agent.c"
 #undef memset
 

@@ -53,7 +53,7 @@ __attribute__((no_sanitize("address", "thread", "undefined"), noinline)) static 
 static void *busy(void *argument)
 {
     long index = (long)argument;
-    atomic_store(&tids[index], syscall(SYS_gettid));
+    atomic_store(&tids[index], gettid());
     atomic_fetch_add(&spinning, 1);
     spin_until_told();
     __tsan_acquire(&order);
