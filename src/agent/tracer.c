@@ -13,11 +13,14 @@
 #define _GNU_SOURCE
 #include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -134,9 +137,31 @@ static uint64_t rewind_call(struct user_regs_struct *regs, uint64_t *number)
     return (uint64_t)-result;
 }
 
+/* The signals that no handler is run for and that end nothing.  While one of its threads is traced, the kernel queues
+ * those too. */
+static uint64_t without_effect(pid_t tid)
+{
+    const uint64_t by_default =
+        1ull << (SIGCHLD - 1) | 1ull << (SIGCONT - 1) | 1ull << (SIGURG - 1) | 1ull << (SIGWINCH - 1);
+    char path[32], text[4096];
+    snprintf(path, sizeof path, "/proc/%d/status", (int)tid);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = file < 0 ? -1 : read(file, text, sizeof text - 1);
+    if (file >= 0) {
+        close(file);
+    }
+    text[size < 0 ? 0 : size] = '\0';
+    const char *ignored = strstr(text, "SigIgn:"), *caught = strstr(text, "SigCgt:");
+    if (!ignored || !caught) {
+        return 0;
+    }
+    return strtoull(ignored + 7, NULL, 16) | (by_default & ~strtoull(caught + 7, NULL, 16));
+}
+
 /* Does the thread have a signal to handle that this mask lets through? */
 static int has_signal(pid_t tid, uint64_t mask)
 {
+    int looked = 0;
     for (unsigned shared = 0; shared < 2; shared++) {
         for (uint64_t offset = 0; offset < 64; offset++) {
             struct __ptrace_peeksiginfo_args args = {offset, shared, 1};
@@ -144,7 +169,13 @@ static int has_signal(pid_t tid, uint64_t mask)
             if (ptrace(PTRACE_PEEKSIGINFO, tid, &args, &info) != 1) {
                 break;
             }
-            if (info.si_signo >= 1 && info.si_signo <= 64 && !(mask >> (info.si_signo - 1) & 1)) {
+            if (info.si_signo < 1 || info.si_signo > 64) {
+                continue;
+            }
+            if (!looked++) {
+                mask |= without_effect(tid);
+            }
+            if (!(mask >> (info.si_signo - 1) & 1)) {
                 return 1;
             }
         }
