@@ -21,7 +21,7 @@ from fuzz.targets import TARGETS
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build/fuzz"
 RESIDENT_MB = 1024  # more than this is a finding
-RUNS = 60_000  # of one process: the fuzzer itself loses about 3 KB with each
+RUNS = 10_000  # of one process: the fuzzer itself loses 3 to 40 KB with each
 SLOW_S = 20  # an input that takes longer is a finding; with instrumentation everything takes about four times as long
 
 
