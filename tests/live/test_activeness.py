@@ -14,7 +14,7 @@ def test_frames_below_a_signal_stack(build: Builder, start: Start, hu: HotUpgrad
     program = start(build.host(build.library("stacks", 1)))
     program.ask("thread", where, 0)
     until(lambda: program.call("inside") == 1)
-    answer = hu.upgrade(program.pid, build.library("stacks", 2), "--timeout", 0.5)
+    answer = hu.upgrade(program.pid, build.library("stacks", 2), "--timeout", 2)
     assert answer.code == NOT_NOW, str(answer)
     assert "interrupted_here" in answer.about()
     assert program.call("version") == 1
@@ -33,7 +33,7 @@ def test_a_suspended_coroutine(build: Builder, start: Start, hu: HotUpgrade, fla
     one, two = (build.library("stacks", version, Options(flags=flags)) for version in (1, 2))
     program = start(build.host(one))
     program.call("begin_coroutine")
-    answer = hu.upgrade(program.pid, two, "--timeout", 0.5)
+    answer = hu.upgrade(program.pid, two, "--timeout", 2)
     assert answer.code == NOT_NOW, str(answer)
     assert "suspended_here" in answer.about()
     assert "suspended stack" in answer.about()

@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,11 @@ class Cache:
             content = _read(directory, _file_name(key))
             return None if content is None else _decoded(content, key)
         return None
+
+    def has(self, key: str) -> bool:
+        with contextlib.suppress(OSError), self._opened(create=False) as directory:
+            return directory is not None and _read(directory, _file_name(key)) is not None
+        return False
 
     def put(self, found: Entry) -> None:
         payload = msgspec.msgpack.encode(found)
@@ -193,6 +198,36 @@ def load_build(data: bytes, label: str, cache: Cache) -> Build:
     build.facts_store = _Store(cache)
     build.debug_store = _DebugStore(cache)
     return build
+
+
+def read_ahead(builds: Sequence[Build], cache: Cache) -> None:
+    """Read builds that no earlier run has read, on all cores that we may use.
+
+    Each is read by a process of its own, which leaves what it found in the cache; one that fails leaves nothing, and
+    the build is read when it is asked for.
+    """
+    distinct = {build.fingerprint: build for build in builds}.values()
+    unread = [build for build in distinct if not cache.has(cache_key("debug", build))]
+    width = len(os.sched_getaffinity(0))
+    if cache.directory is None or len(unread) < 2 or width < 2:
+        return
+    running: list[int] = []
+    for build in unread:
+        if len(running) >= width:
+            os.waitpid(running.pop(0), 0)
+        running.append(_read_apart(build))
+    for child in running:
+        os.waitpid(child, 0)
+
+
+def _read_apart(build: Build) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        _ = build.debug, build.facts
+    finally:
+        os._exit(0)  # nothing of the parent's is ended, flushed or said twice
 
 
 class _Store:

@@ -11,6 +11,7 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, Entry, cache_key, entry
 from hotupgrade.errors import Reason
 from hotupgrade.plan.compare import compare
+from hotupgrade.plan.concerns import Concern, ConcernKind, concerns
 from hotupgrade.plan.model import Comparison
 
 NEW_ROWS = ("old_of", "same", "replaced", "plain_new")
@@ -28,6 +29,21 @@ def compare_cached(old: Build, new: Build, cache: Cache) -> Comparison:
     comparison = compare(old, new)
     cache.put(_entry(key, comparison))
     return comparison
+
+
+def concerns_cached(comparison: Comparison, cache: Cache) -> list[Concern]:
+    key = cache_key("concerns", comparison.old, comparison.new)
+    found = cache.get(key)
+    if found is not None:
+        try:
+            return [
+                Concern(ConcernKind(kind), subject, text, tuple(more)) for kind, subject, text, *more in found.texts
+            ]
+        except (ValueError, TypeError):
+            pass  # as good as absent
+    fresh = concerns(comparison)
+    cache.put(entry(key, {}, [[c.kind.value, c.subject, c.text, *c.evidence] for c in fresh]))
+    return fresh
 
 
 def _entry(key: str, comparison: Comparison) -> Entry:

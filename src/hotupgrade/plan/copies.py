@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -30,8 +31,17 @@ STARTUP = frozenset(
 REGISTERS = re.compile(r"(_sub_[ID]_00099_\d+|[a-z]*san\.module_[cd]tor)(\..*)?")
 
 
+_startup: WeakKeyDictionary[Build, Flags] = WeakKeyDictionary()
+
+
 def startup(build: Build) -> Flags:
     """Rows of the functions of the start files, and of the like that sanitizers add."""
+    if build not in _startup:
+        _startup[build] = _find_startup(build)
+    return _startup[build].copy()
+
+
+def _find_startup(build: Build) -> Flags:
     names = build.entities.names
     chosen = (name in STARTUP or REGISTERS.fullmatch(name) is not None for name in names)
     named = np.fromiter(chosen, np.bool_, len(names))

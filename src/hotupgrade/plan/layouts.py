@@ -277,6 +277,8 @@ def _constants(case: Case, exempt: Collection[str]) -> Iterator[Reason]:
 
 def _changed_constants(case: Case) -> Iterator[tuple[str, bool, str, str]]:
     """(name, whether it is the only one of its enumeration and so a mere number, old value, new value)."""
+    if case.running.old.debug.constants == case.new.debug.constants:
+        return
     old, new = _values(case.running.old.debug), _values(case.new.debug)
     seen: set[str] = set()
     for (name, file), (alone, before) in old.items():

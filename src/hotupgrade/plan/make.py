@@ -21,7 +21,6 @@ from hotupgrade.plan.hooks import plan_hooks
 from hotupgrade.plan.imports import OtherSlot, edit_imports
 from hotupgrade.plan.memory import PAGE, pages_up
 from hotupgrade.plan.model import Call, Comparison, Image, ModulePlan, Scene
-from hotupgrade.plan.notes import notes
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.patchwork import Patchwork
 from hotupgrade.plan.refusals import refusals
@@ -55,6 +54,8 @@ def new_thread_locals(
 ) -> TlsLayout | None:
     """The room that new thread-locals need, if there are any.  :func:`make_plan` wants to know where they went, as
     offsets from the module's own block."""
+    if not ((new.entities.kind == Kind.TLS) & (comparisons[0].old_of < 0)).any():
+        return None  # each has its home in the loader's own image
     return lay_out(new, open_case(images, current, new, comparisons, options).selection.thread_locals)
 
 
@@ -160,7 +161,7 @@ class _Maker:
             hooks=plan_hooks(case, linker.code.tolist(), linker.address.tolist()),
             functions=_function_names(case),
             objects=_object_names(case, updates),
-            notes=(*notes(case), *updates.notes),
+            notes=tuple(updates.notes),
         )
 
     def _functions_in_image(self) -> Flags:

@@ -182,4 +182,4 @@ class ModulePlan:
     hooks: Hooks
     functions: Mapping[str, tuple[str, ...]]  # changed, dragged, added, removed → names
     objects: Mapping[str, tuple[str, ...]]  # new, resized, initial-changed, constants-updated → names
-    notes: tuple[Reason, ...]
+    notes: tuple[Reason, ...]  # what only the process shows; the verdict has its own

@@ -7,7 +7,7 @@ what the new build itself has.  Callers in other modules are another matter.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +39,12 @@ class Changed:
 def changed_prototypes(comparison: Comparison) -> list[Changed]:
     """By name.  A prototype that only one build knows says nothing."""
     atomics = comparison.old.debug.atomics and comparison.new.debug.atomics
-    old, new = _Prototypes(comparison.old.debug, atomics), _Prototypes(comparison.new.debug, atomics)
+    rows = np.flatnonzero(comparison.replaced & (comparison.old_of >= 0)).tolist()
+    wanted = _names(comparison.new, rows) | _names(comparison.old, comparison.old_of[rows].tolist())
+    old = _Prototypes(comparison.old.debug, wanted, atomics)
+    new = _Prototypes(comparison.new.debug, wanted, atomics)
     found = []
-    for row in np.flatnonzero(comparison.replaced & (comparison.old_of >= 0)).tolist():
+    for row in rows:
         before = old.of(comparison.old, int(comparison.old_of[row]))
         after = new.of(comparison.new, row)
         if before and after and before != after:
@@ -85,13 +88,20 @@ def prototype_reasons(
             break
 
 
+def _names(build: Build, rows: Iterable[int]) -> set[str]:
+    return {stem_of(alias).base for row in rows for alias in build.entities.aliases[row]}
+
+
 class _Prototypes:
-    def __init__(self, debug: Debug, atomics: bool) -> None:
+    """Those of some functions, by the names that debug information has for them."""
+
+    def __init__(self, debug: Debug, wanted: Collection[str], atomics: bool) -> None:
+        functions = [entry for entry in debug.functions if entry[0] in wanted]
         self._texts = {
             (name, file): frozenset(text if atomics else text.replace(ATOMIC, "") for text in texts)
-            for name, file, texts in debug.functions
+            for name, file, texts in functions
         }
-        self._files = Counter(name for name, _, _ in debug.functions)
+        self._files = Counter(name for name, _, _ in functions)
         self._lone = {name: texts for (name, _), texts in self._texts.items() if self._files[name] == 1}
 
     def of(self, build: Build, row: int) -> Texts:

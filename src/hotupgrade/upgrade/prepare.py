@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.cache import Cache
+from hotupgrade.binary.cache import Cache, read_ahead
 from hotupgrade.errors import Reason, Refused
-from hotupgrade.plan.cache import compare_cached
-from hotupgrade.plan.concerns import Concern, concerns
+from hotupgrade.plan.cache import compare_cached, concerns_cached
+from hotupgrade.plan.concerns import Concern
 from hotupgrade.plan.concerns import notes as hints
 from hotupgrade.plan.model import Comparison, Image, ModulePlan
 from hotupgrade.plan.options import PlanOptions
@@ -120,14 +120,16 @@ def examine(
         if any(c.module is module for c in candidates):
             raise Refused(Reason("twice", str(path), f"{path}: {module.name} is named twice"))
         images, current = images_of(module, session.ledger.module(module.name, module.base), cache)
-        comparisons = [compare_cached(image.build, build, cache) for image in images]
-        candidate = Candidate(module, build, str(path), images, current, comparisons)
+        candidates.append(Candidate(module, build, str(path), images, current, []))
+    read_ahead([build for c in candidates for build in (c.new, *(image.build for image in c.images))], cache)
+    for candidate in candidates:
+        images, current, build = candidate.images, candidate.current, candidate.new
+        candidate.comparisons += [compare_cached(image.build, build, cache) for image in images]
         if not candidate.nothing_to_do:
-            candidate.refusals, candidate.notes = verdict(images, current, build, comparisons, options)
-            candidate.concerns = concerns(candidate.comparison)
+            candidate.refusals, candidate.notes = verdict(images, current, build, candidate.comparisons, options)
+            candidate.concerns = concerns_cached(candidate.comparison, cache)
             candidate.notes += hints(candidate.concerns)
-            candidate.refusals += unwinding.refusals(module.name, [images[0].build, build], session.modules)
-        candidates.append(candidate)
+            candidate.refusals += unwinding.refusals(candidate.module.name, [images[0].build, build], session.modules)
     _judge_prototypes(session.modules, candidates)
     return candidates
 

@@ -14,7 +14,7 @@ import hotupgrade
 from hotupgrade.binary import cache as module
 from hotupgrade.binary import code
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.cache import Cache, cache_key, default_directory, entry, load_build
+from hotupgrade.binary.cache import Cache, cache_key, default_directory, entry, load_build, read_ahead
 from unit.binary.samples import EVERYTHING
 from unit.conftest import Compiler
 
@@ -66,6 +66,22 @@ def test_types_survive(cache: Cache, data: bytes) -> None:
     first, second = (load_build(data, "x", cache).references for _ in range(2))
     for name in module.REFERENCE_COLUMNS:
         assert getattr(first, name).dtype == getattr(second, name).dtype, name
+
+
+def test_several_builds_are_read_ahead_by_processes_of_their_own(
+    cache: Cache, compiler: Compiler, data: bytes, count_scans: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    other = compiler.file("struct s { int a; } s; int f(void) { return s.a; }", "-g").read_bytes()
+    builds = [load_build(content, "it", cache) for content in (data, other, data)]
+    read_ahead(builds, cache)
+    assert all(cache.has(cache_key(kind, build)) for build in builds for kind in ("debug", "code"))
+    for build in builds:
+        assert build.references is not None
+        assert "struct s" in build.debug.types or build.build_id != builds[1].build_id
+    assert count_scans() == 0, "the children read them"
+    read_ahead(builds, cache)  # nothing to do
+    read_ahead(builds, Cache(None))  # nowhere to leave it
 
 
 def test_the_directory_and_its_files_are_for_the_owner_alone(cache: Cache, data: bytes) -> None:

@@ -11,8 +11,9 @@ import pytest
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, cache_key, entry, load_build
 from hotupgrade.plan import cache as module
-from hotupgrade.plan.cache import compare_cached
+from hotupgrade.plan.cache import compare_cached, concerns_cached
 from hotupgrade.plan.compare import compare
+from hotupgrade.plan.concerns import concerns
 from hotupgrade.plan.model import Comparison
 from unit.conftest import Compiler
 
@@ -90,3 +91,15 @@ def test_what_does_not_fit_is_compared_again(builds: tuple[Build, Build], cache:
     assert values(compare_cached(*builds, cache)) == wanted
     cache.put(entry(key, {}, []))
     assert values(compare_cached(*builds, cache)) == wanted
+
+
+def test_concerns_come_back_too(builds: tuple[Build, Build], cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = compare(*builds)
+    fresh = concerns(comparison)
+    assert fresh
+    assert concerns_cached(comparison, cache) == fresh
+    monkeypatch.setattr(module, "concerns", refuse)
+    assert concerns_cached(comparison, cache) == fresh
+    cache.put(entry(cache_key("concerns", *builds), {}, [["no such kind", "", ""]]))
+    with pytest.raises(AssertionError, match="compared again"):
+        concerns_cached(comparison, cache)
