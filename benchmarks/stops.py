@@ -16,8 +16,9 @@ from hotupgrade.target import abi
 from hotupgrade.target import agent as agents
 from hotupgrade.target.clock import ticks_per_us
 from hotupgrade.target.process import Process
+from hotupgrade.target.request import StopRequest
 from hotupgrade.target.scratch import Scratch
-from hotupgrade.target.stop import Stopper, StopRequest, table_size
+from hotupgrade.target.stop import Stopper, table_size
 from hotupgrade.upgrade import documents
 from hotupgrade.upgrade.perform import Settings
 from hotupgrade.upgrade.perform import upgrade as perform

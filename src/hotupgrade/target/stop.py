@@ -11,24 +11,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 import struct
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target import abi, native
 from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, is_denied, leaders, refuse_visit, system_call
-from hotupgrade.target.backtrace import Unwinder
+from hotupgrade.target.busy import busy_threads, free_signal, stay_off, touch_stacks
 from hotupgrade.target.clock import Reading, ticks_per_us
 from hotupgrade.target.maps import mapping_at
 from hotupgrade.target.process import ThreadState, main_has_ended
+from hotupgrade.target.request import StopReport, StopRequest, ThreadBreak, merge
 from hotupgrade.target.scratch import Scratch
-from hotupgrade.target.suspended import MOST_SEARCHED, Coroutines, TooMuchMemoryError, find_suspended, hits_in
+from hotupgrade.target.suspended import MOST_SEARCHED, TooMuchMemoryError, find_suspended, hits_in
 
 #: How long one attempt may hold sleepers, and busy threads, in seconds; doubled with each attempt up to eightfold.
 SLEEPER_LIMIT, BUSY_LIMIT = 0.25, 0.01
@@ -44,148 +43,6 @@ _COME_AGAIN = (abi.VisitStatus.GONE, abi.VisitStatus.DENIED, abi.VisitStatus.SIG
 #: Room for threads that are born while the others are being parked.
 SPARE_ROWS = 64
 _SPARE_MAPPINGS = 512
-#: Polling loops rarely stand deeper in their stacks than this, in bytes.
-_STACK_DEPTH = 256 << 10
-#: The real-time signals that glibc leaves to programs: 34 to 64, as bits.
-_REAL_TIME = (2**64 - 1) >> 33 << 33
-
-
-@dataclass(frozen=True, slots=True)
-class Forbidden:
-    """A range (low, high) in which no thread may stand, with a name to report."""
-
-    low: int
-    high: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """A function of the target that is called with every thread parked, before the first word is replaced."""
-
-    operation: Operation
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """An aligned 64-bit word to be replaced."""
-
-    address: int
-    old: int
-    new: int
-
-
-@dataclass(frozen=True, slots=True)
-class ThreadBreak:
-    """What one thread lost, by its own time-stamp counter."""
-
-    tid: int
-    name: str
-    how: str  # signal, redirect, leader, absent
-    busy: bool
-    break_us: float
-    parked_us: float
-    released_us: float
-
-
-@dataclass(frozen=True)
-class StopReport:
-    """One successful stop."""
-
-    phases_us: dict[str, float]
-    threads: tuple[ThreadBreak, ...]
-    attempts: int
-
-    @property
-    def busy_max_us(self) -> float | None:
-        return max((t.break_us for t in self.threads if t.busy), default=None)
-
-    @property
-    def max_us(self) -> float:
-        return max((t.break_us for t in self.threads), default=0.0)
-
-
-@dataclass(frozen=True)
-class StopRequest:
-    """What one stop is to do.  ``data`` words are written before ``code`` words, ``hooks`` called before both; one that
-    returns something else than 0 ends the stop.  ``coroutines``: how the process switches stacks, if it does.
-    ``after``: calls that the main thread makes as soon as the others are let go, whatever becomes of the tool.
-    ``unwinder``: asked when a word on a sleeping thread's stack looks like a return address again and again."""
-
-    data: Sequence[Word] = ()
-    code: Sequence[Word] = ()
-    forbidden: Sequence[Forbidden] = ()
-    hooks: Sequence[Hook] = ()
-    coroutines: Coroutines | None = None
-    after: Sequence[Operation] = ()
-    unwinder: Unwinder | None = None
-
-
-def busy_threads(agent: Agent, samples: int = 4, pause: float = 0.003) -> frozenset[int]:
-    """The threads that are never seen asleep: a datapath's polling loops."""
-    process = agent.process
-    always: set[int] | None = None
-    for index in range(samples):
-        if index:
-            time.sleep(pause)
-        running = {t.tid for t in process.threads() if t.state == "R" and t.system_call is None}
-        always = running if always is None else always & running
-        if not always:
-            break
-    return frozenset(always or ())
-
-
-def touch_stacks(agent: Agent) -> None:
-    """Have the upper ends of all thread stacks present in the target's page table.
-
-    A busy thread scans its own stack in the stop.  What a frame has reserved but never written (arrays for packets)
-    is not mapped yet, and the first look at each page costs a fault.  Reading it from here makes the kernel map its
-    zero page.
-    """
-    before = None
-    for mapping in agent.process.maps():
-        is_stack = mapping.path == "" and mapping.writable and before is not None and before.permissions[:3] == "---"
-        if is_stack and before is not None and before.end == mapping.start:
-            size = min(mapping.size, _STACK_DEPTH)
-            with contextlib.suppress(ValueError):
-                agent.process.read(mapping.end - size, size)
-        before = mapping
-
-
-def stay_off(processors: frozenset[int]) -> None:
-    """Keep our own process off the cores of busy threads, if it may run on others."""
-    allowed = os.sched_getaffinity(0)
-    if processors & allowed and allowed - processors:
-        os.sched_setaffinity(0, allowed - processors)
-
-
-def free_signal(agent: Agent, threads: Iterable[ThreadState]) -> int:
-    """A signal that the program neither handles, ignores, waits for (blocks) nor has pending.
-
-    SIGURG for choice: should the process execute another program before a thread has handled it, that program ignores
-    it; a real-time signal would end it.  A thread that blocks all real-time signals waits for none of them.
-
-    Raises:
-        NotNow: there is none.
-    """
-    status = agent.process.status()
-    taken = 0
-    for key in ("SigCgt", "SigIgn", "SigPnd", "ShdPnd"):
-        taken |= int(status.get(key, "0").strip(), 16)
-    for thread in threads:
-        if (thread.blocked_signals & _REAL_TIME) != _REAL_TIME:
-            taken |= thread.blocked_signals
-    for number in (signal.SIGURG, *range(63, 34, -1)):
-        if not taken >> (number - 1) & 1:
-            return int(number)
-    raise NotNow(
-        Reason(
-            "no-signal",
-            str(agent.process.pid),
-            "every real-time signal is used or blocked by the program; none is left to stop threads with",
-        )
-    )
 
 
 def table_size(threads: int, mappings: int, words: int, forbidden: int, hooks: int = 0) -> int:
@@ -634,14 +491,3 @@ class Stopper:
             "start": last_out - at[abi.Stamp.REPLACED],
         }
         return StopReport(phases, tuple(threads), attempts)
-
-
-def merge(ranges: Sequence[Forbidden]) -> list[tuple[int, int]]:
-    """Sorted and disjoint, as the agent's search needs them."""
-    merged: list[tuple[int, int]] = []
-    for item in sorted(ranges, key=lambda r: (r.low, r.high)):
-        if merged and item.low < merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], item.high))
-        else:
-            merged.append((item.low, item.high))
-    return merged

@@ -21,8 +21,9 @@ from hotupgrade.target.agent import (
 from hotupgrade.target.backtrace import Region, Unwinder
 from hotupgrade.target.images import touch
 from hotupgrade.target.maps import PAGE, mapping_at
+from hotupgrade.target.request import Forbidden, Hook, StopReport, StopRequest, Word
 from hotupgrade.target.scratch import Scratch
-from hotupgrade.target.stop import Forbidden, Hook, Stopper, StopReport, StopRequest, Word, table_size
+from hotupgrade.target.stop import Stopper, table_size
 from hotupgrade.target.suspended import coroutines
 from hotupgrade.upgrade.ledger import Ledger, encode
 from hotupgrade.upgrade.recover import LEDGER_NAME

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
 
 if TYPE_CHECKING:
-    from hotupgrade.target.stop import StopReport
+    from hotupgrade.target.request import StopReport
 
 VERSION = 1
 

@@ -20,9 +20,9 @@ from hotupgrade.plan.options import PlanOptions
 from hotupgrade.target.agent import Agent, Operation, call
 from hotupgrade.target.images import ANNEX, Area, map_image, register_frames, touch, unmap_image
 from hotupgrade.target.maps import PAGE
+from hotupgrade.target.request import Forbidden, Hook, StopReport
 from hotupgrade.target.reserve import load_reserve
 from hotupgrade.target.scratch import Scratch
-from hotupgrade.target.stop import Forbidden, Hook, StopReport
 from hotupgrade.upgrade import describe, documents, journal, source
 from hotupgrade.upgrade.afterwards import afterwards
 from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size

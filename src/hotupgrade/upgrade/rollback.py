@@ -9,8 +9,8 @@ import msgspec
 
 from hotupgrade.errors import NotNow, Reason, Refused
 from hotupgrade.target.agent import call
+from hotupgrade.target.request import Forbidden, Hook, StopReport, Word
 from hotupgrade.target.scratch import Scratch
-from hotupgrade.target.stop import Forbidden, Hook, StopReport, Word
 from hotupgrade.upgrade import documents, journal
 from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size
 from hotupgrade.upgrade.documents import Document

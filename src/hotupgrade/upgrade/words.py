@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from hotupgrade.plan.model import Edit, EditKind
 from hotupgrade.target.maps import PAGE, Mapping, mapping_at
-from hotupgrade.target.stop import Word
+from hotupgrade.target.request import Word
 
 
 def to_words(edits: Iterable[Edit]) -> tuple[list[Word], list[Word]]:

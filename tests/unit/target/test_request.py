@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotupgrade.target.stop import Forbidden, merge
+from hotupgrade.target.request import Forbidden, merge
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 30))))
