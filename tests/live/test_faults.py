@@ -149,7 +149,7 @@ def test_stopped_and_continued_all_the_time(build: Builder, start: Start, driver
             assert answer.code in (DONE, NOT_NOW), str(answer)
             done += answer.code == DONE
             now = program.call("version")
-            assert now == (version if answer.code == NOT_NOW else 3 if version == 2 else 2)
+            assert now == (version if answer.code == NOT_NOW else 3 if version == 2 else 2), str(answer)
             assert program.call("pair") == now * 1001001
     finally:
         over.set()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hotupgrade.errors import HotUpgradeError
+from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target.agent import (
     MAP_PRIVATE,
     PROT_READ,
@@ -110,6 +110,31 @@ class Commit:
             change.data, code, change.forbidden, change.hooks, self._coroutines, change.after, self._unwinder
         )
         return self._stopper.stop(request, timeout)
+
+    @property
+    def in_force(self) -> bool:
+        """Whether the commit was made: the ledger is switched with it, by the same loop of stores."""
+        try:
+            return bool(self._ledger_at) and self._agent.get("ledger") == self._ledger_at
+        except (NotNow, ValueError):
+            return False  # the process is gone
+
+    def finish(self, timeout: float) -> Reason | None:
+        """Tidy up after the commit, for as long as it takes up to ``timeout`` seconds.
+
+        Returns:
+            None, or a note: what was left to the next command.
+        """
+        limit = time.monotonic() + timeout
+        while True:
+            try:
+                self.close(committed=True)
+                return None
+            except NotNow as problem:
+                if time.monotonic() > limit or problem.reason.code == "no-such-process":
+                    text = f"it is done, but not tidied up, which the next command does: {problem.reason.text}"
+                    return Reason("unfinished", problem.reason.subject, text)
+            time.sleep(0.01)
 
     def verify(self) -> None:
         """Read every word back.

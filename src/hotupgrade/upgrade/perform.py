@@ -38,7 +38,7 @@ from hotupgrade.upgrade.ledger import (
 )
 from hotupgrade.upgrade.prepare import Candidate, Planned, examine, find_room
 from hotupgrade.upgrade.recover import recover
-from hotupgrade.upgrade.rollback import undo_last
+from hotupgrade.upgrade.rollback import in_force, undo_last
 from hotupgrade.upgrade.scene import LiveScene
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.trust import own_folder
@@ -237,18 +237,21 @@ class _Work:
                 prepare_us = elapsed_us(begin)
                 empty = commit.empty_stop(self._settings.timeout) if self._settings.measure_empty else None
                 report = commit.stop(self._settings.timeout)
-            except BaseException:
+            except BaseException as problem:
+                if commit.in_force:
+                    raise in_force(problem) from problem
                 with contextlib.suppress(NotNow):
                     commit.close(committed=False)
                     self._hooks.cancel()
                     self._remove()
                 raise
             after = time.monotonic()
-            commit.close(committed=True)
+            unfinished = commit.finish(self._settings.timeout)
             commit.verify()
             commit.record(self._next_ledger(change, report))
         self._run_after()
         notes = self._notes() + afterwards(agent, self._session, ledger, self._planned)
+        notes += [unfinished] if unfinished else []
         document = self.described() | documents.stopped(report, prepare_us, elapsed_us(after))
         document["generation"] = ledger.generation
         document["notes"] = documents.reasons(notes)
@@ -313,7 +316,10 @@ class _Work:
         try:
             self._hooks.after()
         except NotNow:
-            undo_last(self._session, self._settings.timeout)
+            try:
+                undo_last(self._session, self._settings.timeout)
+            except NotNow as problem:
+                raise in_force(problem) from problem
             raise
 
     # record

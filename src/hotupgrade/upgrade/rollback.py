@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from hotupgrade.errors import NotNow, Reason, Refused
+from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
 from hotupgrade.target.agent import call
 from hotupgrade.target.request import Forbidden, Hook, StopReport, Word
 from hotupgrade.target.scratch import Scratch
@@ -70,6 +70,11 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
         return document
 
 
+def in_force(problem: BaseException) -> HotUpgradeError:
+    """The error for a commit that was made, though its stop did not end well: nothing may be taken away any more."""
+    return HotUpgradeError(f"the change is in force (status says so), but not tidied up: {problem}")
+
+
 def undo_last(session: Session, timeout: float) -> None:
     """Take back a commit that this very session made."""
     session.ledger = read_ledger(session.agent)
@@ -92,12 +97,14 @@ def _undo(
             commit.prepare(_without_last(session.ledger))
             prepare_us = elapsed_us(begin)
             report = commit.stop(timeout)
-        except BaseException:
+        except BaseException as problem:
+            if commit.in_force:
+                raise in_force(problem) from problem
             with contextlib.suppress(NotNow):
                 commit.close(committed=False)
             raise
         after = time.monotonic()
-        commit.close(committed=True)
+        commit.finish(timeout)
         commit.verify()
     return report, change, prepare_us, elapsed_us(after)
 
