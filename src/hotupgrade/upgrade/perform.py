@@ -42,7 +42,7 @@ from hotupgrade.upgrade.rollback import in_force, undo_last
 from hotupgrade.upgrade.scene import LiveScene
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.trust import own_folder
-from hotupgrade.upgrade.unwinding import unwinder
+from hotupgrade.upgrade.unwinding import release_frames, unwinder
 from hotupgrade.upgrade.words import to_words
 
 
@@ -136,7 +136,7 @@ class _Work:
         self._settings = settings
         self._planned: list[Planned] = []
         self._memory: dict[str, int] = {}
-        self._mapped: list[tuple[ImagePlan, bool]] = []
+        self._mapped: list[ImagePlan] = []
         self._wants_reserve = False
         self.agent: Agent | None = None
 
@@ -291,12 +291,11 @@ class _Work:
             name = item.candidate.module.name
             title = f"{name}:{item.candidate.new.build_id[:12]}"  # profilers tell images apart by it
             self._memory[name] = map_image(agent, title, image.base, image.size, pieces, areas)
-            framed = bool(register and image.eh_frame)
-            self._mapped.append((image, framed))
+            self._mapped.append(image)
             operations: list[Operation] = []
             operations += touch(scratch, _pages(image, writable=False), write=False)
             operations += touch(scratch, _pages(image, writable=True), write=True)
-            if framed and image.eh_frame:
+            if register and image.eh_frame:
                 operations.append(register_frames(register, image.base, image.size, image.eh_frame))
             if operations:
                 agent.run(operations)
@@ -304,12 +303,11 @@ class _Work:
     def _remove(self) -> None:
         """Take back what was mapped for a commit that did not come."""
         agent = self._required_agent()
-        release = unwinder(self._session.modules)[1]
-        for image, framed in self._mapped:
-            operations = [unmap_image(image.base, image.size)]
-            if framed and image.eh_frame:
-                operations.insert(0, call(release, image.eh_frame))
-            agent.run(operations)
+        for image in self._mapped:
+            end = image.base + image.size
+            released = release_frames(self._session.process, self._session.modules, image.base, end)
+            if released is not None:  # else it stays: who unwinds may still look into it
+                agent.run([*released, unmap_image(image.base, image.size)])
 
     def _run_after(self) -> None:
         """Have the new build look at itself; if it does not like what it sees, take the commit back."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from hotupgrade.target.agent import NAME, SYS_CLOSE, SYS_MUNMAP, Agent, Operation, call, system_call
+from hotupgrade.target.agent import NAME, SYS_CLOSE, SYS_MUNMAP, Agent, Operation, system_call
 from hotupgrade.target.images import ANNEX
 from hotupgrade.target.maps import Mapping
 from hotupgrade.target.modules import Module
 from hotupgrade.target.scratch import leftovers
 from hotupgrade.upgrade.ledger import Ledger
-from hotupgrade.upgrade.unwinding import unwinder
+from hotupgrade.upgrade.unwinding import release_frames
 
 LEDGER_NAME = f"{NAME}-ledger"
 _BATCH = 12
@@ -56,11 +56,9 @@ def _images(agent: Agent, ledger: Ledger, modules: tuple[Module, ...]) -> list[O
         start, end = parts[0].start, parts[-1].end
         if start in known or parts[0].offset != 0:
             continue
-        frames = process.read_word(end - ANNEX + 24)  # struct object of libgcc: pc_begin, tbase, dbase, the table
-        release = unwinder(modules)[1]
-        if frames:
-            if not release:
-                continue
-            operations.append(call(release, frames))
+        released = release_frames(process, modules, start, end - ANNEX)
+        if released is None:
+            continue  # who unwinds may still look into it
+        operations += released
         operations.append(system_call(SYS_MUNMAP, start, end - start, fatal=False))
     return operations

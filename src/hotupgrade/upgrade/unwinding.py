@@ -6,14 +6,16 @@ not load.  Where another one is at work, or none, is said before anything is cha
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 
 from hotupgrade.binary.build import Build
 from hotupgrade.errors import NotNow, Reason
-from hotupgrade.target.agent import Agent, call
+from hotupgrade.target.agent import Agent, Operation, call
 from hotupgrade.target.images import register_frames
 from hotupgrade.target.loader import wait_for_loader
 from hotupgrade.target.modules import Module, read_modules
+from hotupgrade.target.process import Process
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.upgrade.ledger import ImageRecord, Ledger
 from hotupgrade.upgrade.session import Session
@@ -83,8 +85,30 @@ def complete(agent: Agent, session: Session, ledger: Ledger) -> Reason | None:
 
 
 def _unknown(session: Session, image: ImageRecord) -> bool:
-    """libgcc's struct object in the annex: its fourth word is the table."""
-    return bool(image.eh_frame) and not session.process.read_word(image.start + image.size + 24)
+    return bool(image.eh_frame) and not registered(session.process, image.start + image.size)
+
+
+def registered(process: Process, annex: int) -> int:
+    """The table that libgcc was told of, by what it keeps in an image's annex; 0 if it was told of none.
+
+    To release a table that it does not know ends the process.  Source: gcc 12, libgcc/unwind-dw2-fde.h, struct object
+    (pc_begin, tbase, dbase, u, s) and struct fde_vector (orig_data first), which takes the table's place in ``u`` when
+    the first exception has sorted it (lowest bit of ``s``).
+    """
+    _, _, _, table, state = struct.unpack("<5Q", process.read(annex, 40))
+    return process.read_word(table) if table and state & 1 else int(table)
+
+
+def release_frames(process: Process, modules: Sequence[Module], start: int, annex: int) -> list[Operation] | None:
+    """Operations that have libgcc forget an image; None if that cannot be done, and the image must stay."""
+    try:
+        table = registered(process, annex)
+    except ValueError:
+        return None
+    if not table:
+        return []
+    release = unwinder(modules)[1]
+    return [call(release, table)] if release and start <= table < annex else None
 
 
 def _uses(module: Module) -> bool:
