@@ -23,7 +23,8 @@ _HEADER = struct.Struct("<QQQ")
 _WORD = struct.Struct("<QQQ")
 _MOST_BYTES, _MOST_EXPANDED = 64 << 20, 256 << 20
 _MOST_RECORDS = 1 << 20
-_BUILD_ID = re.compile(r"(sha1-)?[0-9a-f]{2,128}")
+#: What a build-id looks like; it becomes part of a path.
+BUILD_ID = re.compile(r"(sha1-)?[0-9a-f]{2,128}")
 _HIGHEST = 1 << 47
 
 
@@ -175,7 +176,7 @@ def _check(ledger: Ledger) -> None:
 
 
 def _check_image(image: ImageRecord) -> None:
-    if not _BUILD_ID.fullmatch(image.build_id):
+    if not BUILD_ID.fullmatch(image.build_id):
         raise ValueError("the ledger names a build by something that is no build-id")  # files are named by it
     places = (image.base, image.start, image.size, image.pages, *image.exports.values())
     rows = (*(image.placed or ()), *image.owned, *image.tls_offsets)

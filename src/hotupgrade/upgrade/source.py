@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from hotupgrade.errors import NotNow, Reason, Refused
 from hotupgrade.files import read_regular
 from hotupgrade.target.modules import Module
 from hotupgrade.upgrade.journal import state_folder
+from hotupgrade.upgrade.ledger import BUILD_ID
 from hotupgrade.upgrade.trust import own_folder, require_trusted
-
-_BUILD_ID = re.compile(r"(sha1-)?[0-9a-f]{1,128}")
 
 
 def open_new(path: Path, cache: Cache) -> Build:
@@ -64,7 +62,7 @@ def store_path(build_id: str) -> Path:
     Raises:
         ValueError: this is no build-id.
     """
-    if not _BUILD_ID.fullmatch(build_id):
+    if not BUILD_ID.fullmatch(build_id):
         raise ValueError(f"{build_id!r} is no build-id")
     return state_folder() / "builds" / build_id
 
