@@ -414,7 +414,6 @@ class Stopper:
             f"something else changes this process",
             abi.StopReason.NO_TASK_FD: "/proc is not visible in the process, so its threads cannot be counted",
             abi.StopReason.NO_HANDLER: "the process may not set a signal handler",
-            abi.StopReason.HOOK: "a hook failed",
             abi.StopReason.ASLEEP: f"{thread} sleeps now and then",
             abi.StopReason.NO_STACK: f"the stack of {thread} could not be found or is too large to be checked",
         }
