@@ -1,0 +1,1 @@
+"""Loops that never return: how their threads are led out of the old code and into the new."""
