@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #define HU_MAGIC 0x3165646172677075ull /* "upgrade1" */
-#define HU_ABI 2ull
+#define HU_ABI 3ull
 #define HU_CPU_WORDS 16 /* 1,024 processors */
 
 /* Life of one stop.  A compare-and-swap leads from STOPPING to exactly one of COMMITTING and ABORTED. */
@@ -25,9 +25,10 @@ enum hu_reason {
     HU_NO_STACK = 8,   /* a stack pointer outside of every known mapping, or too much to scan */
     HU_HOOK = 9,       /* a function of the new build that prepares its state reported a failure */
     HU_ASLEEP = 10,    /* a thread that was seen busy sleeps */
+    HU_ELSEWHERE = 11, /* a thread that is to be led out of a sleep is no longer in it */
 };
 
-/* One thread, one cache line. */
+/* One thread, two cache lines. */
 struct hu_thread {
     uint64_t tid;
     uint64_t busy;     /* 1: parked by signal, spins; 0: parked by redirection, sleeps */
@@ -37,19 +38,78 @@ struct hu_thread {
     uint64_t parked;   /* time stamp */
     uint64_t released; /* time stamp */
     uint64_t arrived;  /* enum hu_arrival */
+    uint64_t loop; /* the watched ranges in which this thread may stand: those of the loop that it will be led out of */
+    uint64_t live; /* 0, or the lowest address that its stack pointer must not be above: a frame is dropped there */
+    uint64_t spare[6];
 };
 
 enum hu_arrival { HU_AWAY = 0, HU_ARRIVED = 1, HU_ON_ALTERNATE = 2 /* arrived, from an alternate signal stack */ };
 
 struct hu_watch {
     uint64_t low, high; /* a word w is a hit if low < w < high */
+    uint64_t loop;      /* 0, or the loop whose code this is: no hit for a thread that will be led out of it */
 };
 
 struct hu_edit {
     uint64_t address, old, new;
 };
 
-enum hu_op_kind { HU_OP_SYSCALL = 1, HU_OP_CALL = 2, HU_OP_TOUCH_READ = 3, HU_OP_TOUCH_WRITE = 4, HU_OP_STOP = 5 };
+/* The life of a thread that is led out of its loop and enters it again, in the new code. */
+enum hu_move_state {
+    HU_MOVE_FREE = 0,
+    HU_MOVE_WAITING = 1, /* its loop returns to us; it was not asked to leave */
+    HU_MOVE_LEAVING = 2, /* it was asked to leave */
+    HU_MOVE_LANDED = 3,  /* it has left, and waits for the others of its group */
+    HU_MOVE_ENTERED = 4, /* it is on its way into the loop */
+    HU_MOVE_ARRIVED = 5, /* it works, or sleeps, in the new loop */
+    HU_MOVE_REVOKED = 6, /* it did not leave in time and is to stay: should it come yet, it goes back */
+};
+
+/* What a thread needs in order to land.  Rows stay valid for as long as a slot may lead here. */
+struct hu_move {
+    uint64_t state; /* enum hu_move_state; the low half is a futex word */
+    uint64_t tid, tcb;
+    uint64_t slot;    /* where the return address lay that leads here now */
+    uint64_t back;    /* that return address */
+    uint64_t drop;    /* 0: the loop itself returned; else where the loop's own return address lies: its frame goes */
+    uint64_t kept[6]; /* dropping: where the frame holds its caller's rbx, rbp, r12 to r15; 0: still in the register */
+    uint64_t entry;   /* home of the loop: leads to the code in force */
+    uint64_t argument;
+    uint64_t together; /* 1: waits for its group before it enters */
+    uint64_t works;   /* 1: it has arrived when it works or sleeps (dropping: when it has skipped a call), not before */
+    uint64_t leaving; /* 0, or the address of a byte that says whether the program itself wants the thread to end */
+    uint64_t clears;  /* of the following: what it puts back when it has left */
+    uint64_t clear_address[2], clear_size[2], clear_value[2];
+    uint64_t cleaned, set_up; /* by pair of calls: skipped */
+    uint64_t patience_ns;     /* moment of CLOCK_MONOTONIC at which a landed thread goes on by itself */
+    uint64_t asked, worked, left, entered, arrived; /* time stamps; "worked": began to work for the last time before */
+};
+
+enum hu_site_kind { HU_SITE_CLEAN = 1, HU_SITE_SETUP = 2, HU_SITE_WORK = 3 };
+
+/* A call in a loop that comes by here first. */
+struct hu_site {
+    uint64_t real; /* what is called */
+    uint64_t kind;
+    uint64_t pair;           /* a single bit; SETUP: skipped only if CLEAN of the same pair was */
+    uint64_t alone;          /* 1: a SETUP that needs no CLEAN */
+    uint64_t returns, value; /* a skipped call returns this value, if "returns" */
+};
+
+enum hu_op_kind {
+    HU_OP_SYSCALL = 1,
+    HU_OP_CALL = 2,
+    HU_OP_TOUCH_READ = 3,
+    HU_OP_TOUCH_WRITE = 4,
+    HU_OP_STOP = 5,
+    HU_OP_STORE = 6,   /* at address "number", args[0] bytes of args[1] */
+    HU_OP_ASK = 7,     /* moves "number" on, args[0] of them: waiting -> leaving */
+    HU_OP_LAND = 8,    /* wait until they have left; args[1] ticks at most, else go on with operation args[2] */
+    HU_OP_ENTER = 9,   /* let those in that wait */
+    HU_OP_ARRIVE = 10, /* as LAND: wait until they have arrived */
+    HU_OP_REVOKE = 11, /* those that have not left are to stay */
+    HU_OP_END = 12,
+};
 
 struct hu_op {
     uint64_t kind;
@@ -99,6 +159,18 @@ struct hu_mailbox {
     uint64_t leader_in, leader_out; /* time stamps of the leader's visit */
     uint64_t owner;                 /* which process this is: in a child that was forked, it names the parent */
     uint64_t cpus[HU_CPU_WORDS];    /* where the leader is to run meanwhile: off the busy threads' cores; 0: anywhere */
+    uint64_t moves, move_count;     /* struct hu_move[] */
+    uint64_t sites;                 /* struct hu_site[] */
+};
+
+/* A thread whose loop, or the call that it slept in, has returned; with what it goes on. */
+struct hu_landing {
+    uint64_t target, stack, rdi, rdx, rax, r15, r14, r13, r12, rbp, rbx;
+};
+
+/* A call that came by here; "index" is that of the site, and becomes the address of what is called. */
+struct hu_passage {
+    uint64_t r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax, index;
 };
 
 /* What the tool writes below the red zone of a thread that it sends here. */
@@ -116,7 +188,7 @@ struct hu_frame {
 /* The blob begins with this table of offsets from its own start. */
 struct hu_header {
     uint64_t magic, abi;
-    uint64_t enter, handler, restorer, mailbox, text_size, total_size;
+    uint64_t enter, handler, restorer, mailbox, text_size, total_size, landing, site;
 };
 
 #endif

@@ -186,13 +186,14 @@ static const struct hu_watch *below(const struct hu_watch *ranges, uint64_t coun
     return low ? &ranges[low - 1] : 0;
 }
 
-static int watched(uint64_t word)
+/* "loop": the one that the thread will be led out of, whose code may be on its stack; 0 for none. */
+static int watched(uint64_t word, uint64_t loop)
 {
     if (word <= hu_mailbox.watch_low || word >= hu_mailbox.watch_high) {
         return 0;
     }
     const struct hu_watch *range = below((const struct hu_watch *)hu_mailbox.watches, hu_mailbox.watch_count, word);
-    return range && word < range->high;
+    return range && word < range->high && !(range->loop && range->loop == loop);
 }
 
 static uint64_t thread_pointer(void)
@@ -216,17 +217,17 @@ static int excused(uint64_t address)
 /* Every aligned word of [low, high) may be a return address.  Taking too many for one costs a retry; an unwinder that
  * takes too few would cost the process.  The first byte of a range is no hit: a word that equals it is a pointer to the
  * function, and no call returns there.  Returns 0 if the stop may go on. */
-static int returns_into_watched(uint64_t tid, uint64_t from, uint64_t to)
+static int returns_into_watched(const struct hu_thread *thread, uint64_t from, uint64_t to)
 {
     const uint64_t low = hu_mailbox.watch_low, span = hu_mailbox.watch_high - low;
     if (to - from > MOST_STACK) {
-        give_up(HU_NO_STACK, tid, from);
+        give_up(HU_NO_STACK, thread->tid, from);
         return 1;
     }
     for (uint64_t at = (from + 7) & ~7ull; at + 8 <= to; at += 8) {
         uint64_t word = *(const uint64_t *)at;
-        if (word - low < span && watched(word) && !excused(at)) {
-            give_up(HU_ACTIVE, tid, word);
+        if (word - low < span && watched(word, thread->loop) && !excused(at)) {
+            give_up(HU_ACTIVE, thread->tid, word);
             return 1;
         }
     }
@@ -250,10 +251,14 @@ static uint64_t top_of(const struct hu_watch *stack, uint64_t from, uint64_t tcb
  * nothing here tells: then all of it is looked at, the dead part too. */
 static int blocked(const struct hu_thread *thread, int alternate)
 {
+    if (thread->live && thread->sp > thread->live) {
+        give_up(HU_ELSEWHERE, thread->tid, thread->live);
+        return 1;
+    }
     if (hu_mailbox.watch_count == 0) {
         return 0;
     }
-    if (watched(thread->pc)) {
+    if (watched(thread->pc, thread->loop)) {
         give_up(HU_ACTIVE, thread->tid, thread->pc);
         return 1;
     }
@@ -262,15 +267,15 @@ static int blocked(const struct hu_thread *thread, int alternate)
         give_up(HU_NO_STACK, thread->tid, thread->sp);
         return 1;
     }
-    if (returns_into_watched(thread->tid, thread->sp, top_of(stack, thread->sp, thread->tcb))) {
+    if (returns_into_watched(thread, thread->sp, top_of(stack, thread->sp, thread->tcb))) {
         return 1;
     }
     const struct hu_watch *own = stack_of(thread->tcb), *first = stack_of(hu_mailbox.main_stack);
     if (!alternate && (stack == own || stack == first)) {
         return 0;
     }
-    return (own && returns_into_watched(thread->tid, own->low, top_of(own, own->low, thread->tcb))) ||
-           (first && first != own && returns_into_watched(thread->tid, first->low, first->high));
+    return (own && returns_into_watched(thread, own->low, top_of(own, own->low, thread->tcb))) ||
+           (first && first != own && returns_into_watched(thread, first->low, first->high));
 }
 
 /* st_nlink of /proc/self/task is 2 + the number of threads: the one way to count them in a single call. */
@@ -664,6 +669,205 @@ static void stop(struct hu_frame *frame)
     self->released = now();
 }
 
+/* Threads that are led out of their loop and into it again.  A thread does all of it by itself; the leader asks, waits
+ * and, when one does not come, takes back what it asked for. */
+
+static struct hu_move *move_at(uint64_t index)
+{
+    return (struct hu_move *)hu_mailbox.moves + index;
+}
+
+static void put(uint64_t address, uint64_t size, uint64_t value)
+{
+    switch (size) {
+    case 1:
+        __atomic_store_n((uint8_t *)address, (uint8_t)value, __ATOMIC_RELEASE);
+        break;
+    case 2:
+        __atomic_store_n((uint16_t *)address, (uint16_t)value, __ATOMIC_RELEASE);
+        break;
+    case 4:
+        __atomic_store_n((uint32_t *)address, (uint32_t)value, __ATOMIC_RELEASE);
+        break;
+    case 8:
+        __atomic_store_n((uint64_t *)address, value, __ATOMIC_RELEASE);
+        break;
+    }
+}
+
+/* Wait for the others of the group.  Whoever waits here has left the old code, so that going on is never wrong: only
+ * what the group was asked to leave by has to be put back before. */
+static void wait_for_group(struct hu_move *move)
+{
+    struct timespec_kernel moment;
+    for (;;) {
+        system2(SYS_clock_gettime, 1 /* CLOCK_MONOTONIC */, &moment);
+        if (load(&move->state) != HU_MOVE_LANDED ||
+            (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds > move->patience_ns) {
+            break;
+        }
+        sleep_while(&move->state, HU_MOVE_LANDED, move->patience_ns);
+    }
+    swap(&move->state, HU_MOVE_LANDED, HU_MOVE_ENTERED);
+}
+
+/* Not because of us: the thread goes on to where it would have gone.  Returns 0 if it was asked to leave after all. */
+static int go_home(struct hu_landing *landing, struct hu_move *move, uint64_t slot, enum hu_move_state state)
+{
+    landing->target = move->back;
+    landing->stack = slot + 8;
+    return swap(&move->state, state, HU_MOVE_FREE);
+}
+
+static void go_round(struct hu_landing *landing, struct hu_move *move, uint64_t slot)
+{
+    uint64_t *registers[6] = {&landing->rbx, &landing->rbp, &landing->r12, &landing->r13, &landing->r14, &landing->r15};
+    for (uint64_t i = 0; i < move->clears; i++) {
+        put(move->clear_address[i], move->clear_size[i], move->clear_value[i]);
+    }
+    landing->target = move->entry;
+    landing->rdi = move->argument;
+    landing->stack = slot;
+    if (move->drop) {
+        for (int i = 0; i < 6; i++) {
+            if (move->kept[i]) {
+                *registers[i] = *(const uint64_t *)move->kept[i];
+            }
+        }
+        landing->stack = move->drop;
+    }
+    move->entered = now();
+}
+
+__attribute__((used)) void hu_land(struct hu_landing *landing, uint64_t *slot)
+{
+    uint64_t left = now(), self = thread_pointer();
+    for (uint64_t i = 0; i < hu_mailbox.move_count; i++) {
+        struct hu_move *move = move_at(i);
+        uint64_t state = load(&move->state);
+        if (move->slot != (uint64_t)slot || move->tcb != self || state == HU_MOVE_FREE || state == HU_MOVE_ARRIVED) {
+            continue;
+        }
+        *slot = move->back;
+        move->left = left;
+        if (!move->drop && go_home(landing, move, (uint64_t)slot, HU_MOVE_WAITING)) {
+            return;
+        }
+        if (!swap(&move->state, HU_MOVE_LEAVING, move->together ? HU_MOVE_LANDED : HU_MOVE_ENTERED) &&
+            !swap(&move->state, HU_MOVE_WAITING, HU_MOVE_ENTERED)) {
+            if (move->leaving && *(const volatile uint8_t *)move->leaving) {
+                go_home(landing, move, (uint64_t)slot, HU_MOVE_REVOKED);
+                return;
+            }
+            swap(&move->state, HU_MOVE_REVOKED, HU_MOVE_ENTERED);
+        }
+        wait_for_group(move);
+        go_round(landing, move, (uint64_t)slot);
+        if (move->drop && !move->works) {
+            store(&move->state, HU_MOVE_ARRIVED);
+        }
+        return;
+    }
+    __builtin_trap(); /* a return address of ours without a row: nothing is known of where to go */
+}
+
+/* A thread at a call that comes by here.  Returns 1 if the call is to be skipped. */
+__attribute__((used)) int hu_pass(struct hu_passage *passage)
+{
+    const struct hu_site *site = (const struct hu_site *)hu_mailbox.sites + passage->index;
+    uint64_t self = thread_pointer();
+    passage->index = site->real;
+    for (uint64_t i = 0; i < hu_mailbox.move_count; i++) {
+        struct hu_move *move = move_at(i);
+        uint64_t state = load(&move->state);
+        if (move->tcb != self || state == HU_MOVE_FREE || state == HU_MOVE_ARRIVED) {
+            continue;
+        }
+        switch ((enum hu_site_kind)site->kind) {
+        case HU_SITE_CLEAN:
+            if (state != HU_MOVE_LEAVING || move->cleaned & site->pair) {
+                return 0;
+            }
+            move->cleaned |= site->pair;
+            break;
+        case HU_SITE_SETUP:
+            if (state != HU_MOVE_ENTERED || !(move->cleaned & site->pair || site->alone) || move->set_up & site->pair) {
+                return 0;
+            }
+            move->set_up |= site->pair;
+            if (move->drop) {
+                store(&move->state, HU_MOVE_ARRIVED);
+            }
+            break;
+        case HU_SITE_WORK:
+            if (state == HU_MOVE_ENTERED) {
+                move->arrived = now();
+                store(&move->state, HU_MOVE_ARRIVED);
+            } else if (state == HU_MOVE_REVOKED) {
+                /* At work it cannot be on its way out, and nobody asks it any more. */
+                *(uint64_t *)move->slot = move->back;
+                store(&move->state, HU_MOVE_FREE);
+            } else {
+                move->worked = now();
+            }
+            return 0;
+        default:
+            return 0;
+        }
+        if (site->returns) {
+            passage->rax = site->value;
+        }
+        return 1;
+    }
+    return 0;
+}
+
+static int has_landed(struct hu_move *move)
+{
+    return load(&move->state) != HU_MOVE_LEAVING;
+}
+
+static int has_arrived(struct hu_move *move)
+{
+    uint64_t state = load(&move->state);
+    if (state == HU_MOVE_ENTERED && (!move->works || asleep(move->tid))) {
+        move->arrived = now();
+        swap(&move->state, HU_MOVE_ENTERED, HU_MOVE_ARRIVED);
+        return 1;
+    }
+    return state == HU_MOVE_ARRIVED || state == HU_MOVE_FREE; /* free: the program itself has ended it meanwhile */
+}
+
+/* Returns the index of the operation to go on with. */
+static uint64_t wait_for_moves(struct hu_op *op, uint64_t here, int (*done)(struct hu_move *))
+{
+    uint64_t limit = now() + op->args[1];
+    for (uint64_t i = op->number; i < op->number + op->args[0];) {
+        if (done(move_at(i))) {
+            i++;
+        } else if (now() > limit) {
+            op->result = 1;
+            return op->args[2];
+        } else {
+            look_again_soon(load(&hu_mailbox.state));
+        }
+    }
+    return here + 1;
+}
+
+static void for_moves(const struct hu_op *op, enum hu_move_state from, enum hu_move_state to)
+{
+    for (uint64_t i = op->number; i < op->number + op->args[0]; i++) {
+        struct hu_move *move = move_at(i);
+        if (from == HU_MOVE_WAITING) {
+            move->asked = now();
+        }
+        if (swap(&move->state, from, to)) {
+            wake(&move->state);
+        }
+    }
+}
+
 static void run(struct hu_frame *frame)
 {
     struct hu_op *ops = (struct hu_op *)hu_mailbox.ops;
@@ -684,15 +888,16 @@ static void run(struct hu_frame *frame)
     if (moved > 0) {
         system3(SYS_sched_setaffinity, 0, sizeof hu_mailbox.cpus, hu_mailbox.cpus);
     }
-    for (uint64_t i = 0; i < hu_mailbox.op_count; i++) {
+    for (uint64_t i = 0, next; i < hu_mailbox.op_count; i = next) {
         struct hu_op *op = &ops[i];
         const uint64_t *pages = (const uint64_t *)op->number;
+        next = i + 1;
         switch ((enum hu_op_kind)op->kind) {
         case HU_OP_SYSCALL:
             op->result = (uint64_t)system6(op->number, op->args[0], op->args[1], op->args[2], op->args[3], op->args[4],
                                            op->args[5]);
             if (op->fatal && (int64_t)op->result < 0 && (int64_t)op->result > -4096) {
-                i = hu_mailbox.op_count - 1;
+                next = hu_mailbox.op_count;
             }
             break;
         case HU_OP_CALL:
@@ -711,8 +916,29 @@ static void run(struct hu_frame *frame)
         case HU_OP_STOP: /* what follows it is for the new code */
             stop(frame);
             if (load(&hu_mailbox.state) != HU_COMMITTED) {
-                i = hu_mailbox.op_count - 1;
+                next = hu_mailbox.op_count;
             }
+            break;
+        case HU_OP_STORE:
+            put(op->number, op->args[0], op->args[1]);
+            break;
+        case HU_OP_ASK:
+            for_moves(op, HU_MOVE_WAITING, HU_MOVE_LEAVING);
+            break;
+        case HU_OP_LAND:
+            next = wait_for_moves(op, i, has_landed);
+            break;
+        case HU_OP_ENTER:
+            for_moves(op, HU_MOVE_LANDED, HU_MOVE_ENTERED);
+            break;
+        case HU_OP_ARRIVE:
+            next = wait_for_moves(op, i, has_arrived);
+            break;
+        case HU_OP_REVOKE:
+            for_moves(op, HU_MOVE_LEAVING, HU_MOVE_REVOKED);
+            break;
+        case HU_OP_END:
+            next = hu_mailbox.op_count;
             break;
         }
     }

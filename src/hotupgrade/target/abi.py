@@ -9,7 +9,7 @@ import ctypes
 import enum
 
 MAGIC = 0x3165646172677075
-ABI = 2
+ABI = 3
 ON_ALTERNATE = 2  # of enum hu_arrival
 CPU_WORDS = 16
 
@@ -38,6 +38,7 @@ class StopReason(enum.IntEnum):
     NO_STACK = 8
     HOOK = 9
     ASLEEP = 10
+    ELSEWHERE = 11
 
 
 class OpKind(enum.IntEnum):
@@ -46,6 +47,31 @@ class OpKind(enum.IntEnum):
     TOUCH_READ = 3
     TOUCH_WRITE = 4
     STOP = 5
+    STORE = 6
+    ASK = 7
+    LAND = 8
+    ENTER = 9
+    ARRIVE = 10
+    REVOKE = 11
+    END = 12
+
+
+class MoveState(enum.IntEnum):
+    """Where a thread is that is led out of its loop (``enum hu_move_state``)."""
+
+    FREE = 0
+    WAITING = 1
+    LEAVING = 2
+    LANDED = 3
+    ENTERED = 4
+    ARRIVED = 5
+    REVOKED = 6
+
+
+class SiteKind(enum.IntEnum):
+    CLEAN = 1
+    SETUP = 2
+    WORK = 3
 
 
 class Stamp(enum.IntEnum):
@@ -75,15 +101,20 @@ def _words(*names: str) -> list[tuple[str, type[_U64]]]:
 
 
 class Header(ctypes.Structure):
-    _fields_ = _words("magic", "abi", "enter", "handler", "restorer", "mailbox", "text_size", "total_size")
+    _fields_ = _words(
+        "magic", "abi", "enter", "handler", "restorer", "mailbox", "text_size", "total_size", "landing", "site"
+    )
 
 
 class Thread(ctypes.Structure):
-    _fields_ = _words("tid", "busy", "tcb", "sp", "pc", "parked", "released", "arrived")
+    _fields_ = [
+        *_words("tid", "busy", "tcb", "sp", "pc", "parked", "released", "arrived", "loop", "live"),
+        ("spare", _U64 * 6),
+    ]
 
 
 class Range(ctypes.Structure):
-    _fields_ = _words("low", "high")
+    _fields_ = _words("low", "high", "loop")
 
 
 class Edit(ctypes.Structure):
@@ -92,6 +123,26 @@ class Edit(ctypes.Structure):
 
 class Op(ctypes.Structure):
     _fields_ = [*_words("kind", "number"), ("args", _U64 * 6), *_words("result", "fatal")]
+
+
+class Move(ctypes.Structure):
+    """A thread that is led out of its loop (``struct hu_move``)."""
+
+    _fields_ = [
+        *_words("state", "tid", "tcb", "slot", "back", "drop"),
+        ("kept", _U64 * 6),
+        *_words("entry", "argument", "together", "works", "leaving", "clears"),
+        ("clear_address", _U64 * 2),
+        ("clear_size", _U64 * 2),
+        ("clear_value", _U64 * 2),
+        *_words("cleaned", "set_up", "patience_ns", "asked", "worked", "left", "entered", "arrived"),
+    ]
+
+
+class Site(ctypes.Structure):
+    """A call in a loop that comes by the agent first (``struct hu_site``)."""
+
+    _fields_ = _words("real", "kind", "pair", "alone", "returns", "value")
 
 
 class Mailbox(ctypes.Structure):
@@ -119,6 +170,7 @@ class Mailbox(ctypes.Structure):
         *_words("ops", "op_count", "serial", "taken", "done", "xsave_size", "ledger"),
         *_words("inside", "leader_in", "leader_out", "owner"),
         ("cpus", _U64 * CPU_WORDS),
+        *_words("moves", "move_count", "sites"),
     ]
 
 

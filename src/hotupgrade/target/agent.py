@@ -104,6 +104,7 @@ class Agent:
         self.header, _ = native.agent_blob()
         self.mailbox_address = base + self.header.mailbox
         self._abandoned = False
+        self.more_room = 0  # where a list of operations lies that is too long for the agent's own page
         box = self.mailbox()
         if box.magic != abi.MAGIC or box.abi != abi.ABI:
             raise NotNow(
@@ -163,13 +164,14 @@ class Agent:
         ``idle``: first wait until no thread is in the agent.
         """
         table = (abi.Op * len(operations))(*(operation.pack() for operation in operations))
-        if ctypes.sizeof(table) > self._room:
+        place = self._table if ctypes.sizeof(table) <= self._room else self.more_room
+        if not place:
             raise HotUpgradeError(f"{len(operations)} operations do not fit into the agent's page")
         if idle:
             self._wait_idle()
         serial = self.get("serial") % (1 << 63) + 1
-        self.process.write(self._table, bytes(table))
-        self.set(ops=self._table, op_count=len(operations), serial=serial, xsave_size=native.xsave_size())
+        self.process.write(place, bytes(table))
+        self.set(ops=place, op_count=len(operations), serial=serial, xsave_size=native.xsave_size())
         return serial
 
     def _wait_idle(self) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from hotupgrade.target.agent import Operation
 from hotupgrade.target.backtrace import Unwinder
+from hotupgrade.target.process import ThreadState
 from hotupgrade.target.suspended import Coroutines
 
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:
-    """A range (low, high) in which no thread may stand, with a name to report."""
+    """A range (low, high) in which no thread may stand, with a name to report.
+
+    ``loop``: 0, or the number of a loop whose threads may, because they are led out of it.
+    """
 
     low: int
     high: int
     name: str
+    loop: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +72,43 @@ class StopReport:
         return max((t.break_us for t in self.threads), default=0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a thread stands that is to be led out of its loop: in the ranges of ``loop``; and, if ``live`` is not 0, with
+    its stack pointer at or below that, inside the call that it sleeps in."""
+
+    loop: int
+    live: int = 0
+
+
+@dataclass(frozen=True)
+class Departure:
+    """What one attempt at a stop does besides, for threads that are led out of their loops.
+
+    ``words`` are return addresses on their stacks; ``after`` is made by the main thread as soon as the others are let
+    go, and takes at most ``patience`` seconds.
+    """
+
+    standing: Mapping[int, Standing] = field(default_factory=dict)  # by thread id
+    words: Sequence[Word] = ()
+    after: Sequence[Operation] = ()
+    patience: float = 0.0
+
+
+class Mover(Protocol):
+    """Says, at each attempt, which threads are to be led out of their loops, and how."""
+
+    def depart(self, threads: Sequence[ThreadState]) -> Departure:
+        """Raises NotNow if a thread is not where it can be led out."""
+
+
 @dataclass(frozen=True)
 class StopRequest:
     """What one stop is to do.  ``data`` words are written before ``code`` words, ``hooks`` called before both; one that
     returns something else than 0 ends the stop.  ``coroutines``: how the process switches stacks, if it does.
     ``after``: calls that the main thread makes as soon as the others are let go, whatever becomes of the tool.
-    ``unwinder``: asked when a word on a sleeping thread's stack looks like a return address again and again."""
+    ``unwinder``: asked when a word on a sleeping thread's stack looks like a return address again and again.
+    ``mover``: leads threads out of their loops."""
 
     data: Sequence[Word] = ()
     code: Sequence[Word] = ()
@@ -80,10 +117,11 @@ class StopRequest:
     coroutines: Coroutines | None = None
     after: Sequence[Operation] = ()
     unwinder: Unwinder | None = None
+    mover: Mover | None = None
 
 
-def merge(ranges: Sequence[Forbidden]) -> list[tuple[int, int]]:
-    """Sorted and disjoint, as the agent's search needs them."""
+def merge(ranges: Iterable[Forbidden]) -> list[tuple[int, int]]:
+    """Sorted and disjoint, as searches need them."""
     merged: list[tuple[int, int]] = []
     for item in sorted(ranges, key=lambda r: (r.low, r.high)):
         if merged and item.low < merged[-1][1]:
@@ -91,3 +129,27 @@ def merge(ranges: Sequence[Forbidden]) -> list[tuple[int, int]]:
         else:
             merged.append((item.low, item.high))
     return merged
+
+
+def merged_by_loop(ranges: Sequence[Forbidden]) -> list[tuple[int, int, int]]:
+    """(low, high, loop): :func:`merge` for each loop by itself.  What is forbidden to all stays so within a loop."""
+    strict = merge(r for r in ranges if not r.loop)
+    found = [(low, high, 0) for low, high in strict]
+    for loop in sorted({r.loop for r in ranges} - {0}):
+        for low, high in merge(r for r in ranges if r.loop == loop):
+            found += [(first, last, loop) for first, last in _without(low, high, strict)]
+    return sorted(found)
+
+
+def _without(low: int, high: int, others: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of a range; all bounds are exclusive."""
+    left = []
+    for first, last in others:
+        if first >= high or last <= low:
+            continue
+        if low + 1 <= first:
+            left.append((low, first + 1))
+        low = last - 1
+    if low + 1 < high:
+        left.append((low, high))
+    return left

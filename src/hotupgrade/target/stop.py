@@ -25,7 +25,15 @@ from hotupgrade.target.busy import busy_threads, free_signal, stay_off, touch_st
 from hotupgrade.target.clock import Reading, ticks_per_us
 from hotupgrade.target.maps import mapping_at
 from hotupgrade.target.process import ThreadState, main_has_ended
-from hotupgrade.target.request import StopReport, StopRequest, ThreadBreak, merge
+from hotupgrade.target.request import (
+    Departure,
+    Standing,
+    StopReport,
+    StopRequest,
+    ThreadBreak,
+    merge,
+    merged_by_loop,
+)
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.target.suspended import MOST_SEARCHED, TooMuchMemoryError, find_suspended, hits_in
 
@@ -40,6 +48,7 @@ AFTER_LIMIT = 10.0
 MOST_EXCUSES = 256
 #: Not parked, and no reason to give up: it has ended, or is handling a signal.
 _COME_AGAIN = (abi.VisitStatus.GONE, abi.VisitStatus.DENIED, abi.VisitStatus.SIGNALLED)
+_ANYHOW = Standing(0)
 #: Room for threads that are born while the others are being parked.
 SPARE_ROWS = 64
 _SPARE_MAPPINGS = 512
@@ -51,8 +60,8 @@ def table_size(threads: int, mappings: int, words: int, forbidden: int, hooks: i
     sizes = (
         2 * rows * ctypes.sizeof(abi.Thread),
         (mappings + _SPARE_MAPPINGS) * ctypes.sizeof(abi.Range),
-        words * ctypes.sizeof(abi.Edit),
-        (forbidden + 1) * ctypes.sizeof(abi.Range),
+        (words + rows) * ctypes.sizeof(abi.Edit),
+        (2 * forbidden + 1) * ctypes.sizeof(abi.Range),
         hooks * ctypes.sizeof(abi.Op),
         8 * MOST_EXCUSES,
     )
@@ -69,8 +78,9 @@ class Stopper:
         self._since = since
         self._rows = len(agent.process.thread_ids()) * 2 + SPARE_ROWS
         self._most_mappings = len(agent.process.maps()) + _SPARE_MAPPINGS // 2
-        self._edits_at = scratch.reserve(words * ctypes.sizeof(abi.Edit))
-        self._watches_at = scratch.reserve((forbidden + 1) * ctypes.sizeof(abi.Range))
+        self._most_words = words + self._rows  # one of every thread may be a return address
+        self._edits_at = scratch.reserve(self._most_words * ctypes.sizeof(abi.Edit))
+        self._watches_at = scratch.reserve((2 * forbidden + 1) * ctypes.sizeof(abi.Range))
         self._excuses_at = scratch.reserve(8 * MOST_EXCUSES)
         self._hooks_at = scratch.reserve(hooks * ctypes.sizeof(abi.Op))
         self._stacks_at = scratch.reserve(self._most_mappings * ctypes.sizeof(abi.Range))
@@ -128,15 +138,20 @@ class Stopper:
             busy = frozenset()  # while one runs, what was searched may change
         self._cores = frozenset(t.processor for t in states if t.tid in busy)
         stay_off(self._cores)
-        choice = [t for t in leaders(states, process.pid, only_main=bool(request.after)) if t.tid not in busy]
+        try:
+            self._departure = request.mover.depart(states) if request.mover else Departure()
+        except NotNow as problem:
+            return problem
+        self._after = [*request.after, *self._departure.after]
+        choice = [t for t in leaders(states, process.pid, only_main=bool(self._after)) if t.tid not in busy]
         if not choice:
             return NotNow(
                 Reason(
-                    "main-busy" if request.after else "no-thread",
+                    "main-busy" if self._after else "no-thread",
                     str(process.pid),
-                    f"process {process.pid}: the new build has constructors, but the main thread is never asleep to "
-                    f"run them"
-                    if request.after
+                    f"process {process.pid}: constructors are to be run, or threads restarted, but the main thread is "
+                    f"never asleep to do it"
+                    if self._after
                     else f"process {process.pid}: no thread is asleep in a system call that can be interrupted",
                 )
             )
@@ -208,11 +223,15 @@ class Stopper:
         for index, thread in enumerate([t for t in states if t.tid in busy or t.tid == leader]):
             self._table[index].tid = thread.tid
             self._table[index].busy = int(thread.tid in busy)
+            standing = self._departure.standing.get(thread.tid, _ANYHOW)
+            self._table[index].loop, self._table[index].live = standing.loop, standing.live
         self._used = sum(1 for row in self._table if row.tid)
-        words = [*request.data, *request.code]
+        words = [*request.data, *request.code, *self._departure.words]
+        if len(words) > self._most_words:
+            raise NotNow(Reason("too-many-threads", str(self.agent.process.pid), "too many threads are restarted"))
         edits = (abi.Edit * len(words))(*(abi.Edit(w.address, w.old, w.new) for w in words))
-        ranges = merge(request.forbidden)
-        watches = (abi.Range * len(ranges))(*(abi.Range(low, high) for low, high in ranges))
+        ranges = merged_by_loop(request.forbidden)
+        watches = (abi.Range * len(ranges))(*(abi.Range(*row) for row in ranges))
         maps = self.agent.process.maps()
         stacks = [(m.start, m.end) for m in maps if m.writable and m.readable][: self._most_mappings]
         mappings = (abi.Range * len(stacks))(*(abi.Range(low, high) for low, high in stacks))
@@ -230,7 +249,7 @@ class Stopper:
             watches=self._watches_at,
             watch_count=len(ranges),
             watch_low=ranges[0][0] if ranges else 0,
-            watch_high=ranges[-1][1] if ranges else 0,
+            watch_high=max(high for _, high, _ in ranges) if ranges else 0,
             stacks=self._stacks_at,
             stack_count=len(stacks),
             main_stack=next((m.end - 8 for m in maps if m.path == "[stack]"), 0),
@@ -276,7 +295,9 @@ class Stopper:
                     row_of[tid] = self._used
                     self._used += 1
                 visit.tid, visit.thread = tid, table_at + row_of[tid] * ctypes.sizeof(abi.Thread)
-                process.write(visit.thread, tid.to_bytes(8, "little"))
+                standing = self._departure.standing.get(tid, _ANYHOW)
+                row = abi.Thread(tid=tid, loop=standing.loop, live=standing.live)
+                process.write(visit.thread, bytes(row))
             native.redirect(
                 visits,
                 agent.process.memory,
@@ -295,7 +316,7 @@ class Stopper:
     def _lead(self, leader: int, table_at: int) -> NotNow | None:
         agent = self.agent
         agent.keep_off(self._cores, leader)
-        after = self._request.after
+        after = self._after
         serial = agent.write_operations([Operation(abi.OpKind.STOP), *after], idle=False)
         row = next(index for index, row in enumerate(self._table) if row.tid == leader)
         visits = (abi.Visit * 1)()
@@ -313,12 +334,13 @@ class Stopper:
         if (problem := self._search(table_at)) is not None:
             return problem
         try:
-            agent.wait(serial, max(self._limit - time.monotonic(), 0) + (AFTER_LIMIT if after else 2.0))
+            limit = (AFTER_LIMIT if after else 2.0) + self._departure.patience
+            agent.wait(serial, max(self._limit - time.monotonic(), 0) + limit)
         except NotNow:
             if after and agent.get("state") == abi.State.COMMITTED:
                 raise HotUpgradeError(
-                    f"process {agent.process.pid}: the new code is in force, but its constructors have not ended "
-                    f"within {AFTER_LIMIT:.0f} s; they go on"
+                    f"process {agent.process.pid}: the new code is in force, but what the main thread was given to do "
+                    f"after it (constructors, restarts) has not ended within {limit:.0f} s; it goes on"
                 ) from None
             raise
         if agent.get("state") == abi.State.COMMITTED:
@@ -415,8 +437,15 @@ class Stopper:
             abi.StopReason.NO_TASK_FD: "/proc is not visible in the process, so its threads cannot be counted",
             abi.StopReason.NO_HANDLER: "the process may not set a signal handler",
             abi.StopReason.ASLEEP: f"{thread} sleeps now and then",
+            abi.StopReason.ELSEWHERE: f"{thread if tid else 'a thread'} woke from the sleep out of which it was to be "
+            f"led into the new code",
             abi.StopReason.NO_STACK: f"the stack of {thread} could not be found or is too large to be checked",
         }
+        moving = reason is abi.StopReason.MISMATCH and int(box.reason_address) in {
+            word.address for word in self._departure.words
+        }
+        if moving:
+            return NotNow(Reason("stop-elsewhere", str(pid), f"process {pid}: {words[abi.StopReason.ELSEWHERE]}"))
         code = (
             "changed-under-us" if reason is abi.StopReason.MISMATCH else f"stop-{reason.name.lower().replace('_', '-')}"
         )

@@ -120,14 +120,14 @@ static void prepare(enum scenario scenario, int n_busy, unsigned round)
     hu_mailbox.sync_count = WORDS / 2;
     hu_mailbox.watch_count = 0;
     if (scenario == ACTIVE) {
-        static struct hu_watch watch = {0x500, 0x600};
+        static struct hu_watch watch = {0x500, 0x600, 0};
         hu_mailbox.watches = (uint64_t)&watch;
         hu_mailbox.watch_count = 1;
         hu_mailbox.watch_low = watch.low;
         hu_mailbox.watch_high = watch.high;
     }
     for (int i = 0; i <= SLEEPERS; i++) {
-        stacks[i] = (struct hu_watch){(uint64_t)&arenas[i], (uint64_t)(&arenas[i] + 1)};
+        stacks[i] = (struct hu_watch){(uint64_t)&arenas[i], (uint64_t)(&arenas[i] + 1), 0};
         arenas[i].above[ARENA - 1] = scenario == ACTIVE && i == 1 ? 0x555 : 0;
         arenas[i].frame = (struct hu_frame){.lead = 0, .thread = (uint64_t)&rows[i], .mask = 0, .rip = 0x100};
         rows[i] = (struct hu_thread){.tid = (uint64_t)i + 1};

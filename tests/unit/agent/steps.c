@@ -15,14 +15,14 @@ static void begin(void)
     hu_mailbox.deadline_ns = nanoseconds() + 2000000000;
     hu_mailbox.threads = (uint64_t)rows;
     hu_mailbox.thread_count = 3;
-    watches[0] = (struct hu_watch){1000, 1010};
-    watches[1] = (struct hu_watch){2000, 2001};
+    watches[0] = (struct hu_watch){1000, 1010, 0};
+    watches[1] = (struct hu_watch){2000, 2001, 0};
     hu_mailbox.watches = (uint64_t)watches;
     hu_mailbox.watch_count = 2;
     hu_mailbox.watch_low = 1000;
     hu_mailbox.watch_high = 2001;
-    stacks[0] = (struct hu_watch){(uint64_t)stack, (uint64_t)(stack + 32)};
-    stacks[1] = (struct hu_watch){(uint64_t)(stack + 40), (uint64_t)(stack + 64)};
+    stacks[0] = (struct hu_watch){(uint64_t)stack, (uint64_t)(stack + 32), 0};
+    stacks[1] = (struct hu_watch){(uint64_t)(stack + 40), (uint64_t)(stack + 64), 0};
     hu_mailbox.stacks = (uint64_t)stacks;
     hu_mailbox.stack_count = 2;
     for (int i = 0; i < 3; i++) {
@@ -51,9 +51,9 @@ static void watching(void)
     begin();
     for (uint64_t word = 990; word < 2010; word++) {
         int inside = (word > 1000 && word < 1010);
-        CHECK(watched(word) == inside);
+        CHECK(watched(word, 0) == inside);
     }
-    CHECK(!watched(0) && !watched(~0ull));
+    CHECK(!watched(0, 0) && !watched(~0ull, 0));
     hu_mailbox.watch_count = 0;
     CHECK(!scan(stack + 1, 1005, 0, 0));
     CHECK(below(watches, 0, 5) == 0 && below(watches, 2, 1000) == 0 && below(watches, 2, 1001) == &watches[0]);

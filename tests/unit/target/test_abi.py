@@ -19,6 +19,8 @@ PAIRS = {
     "hu_op": abi.Op,
     "hu_header": abi.Header,
     "hu_frame": abi.Frame,
+    "hu_move": abi.Move,
+    "hu_site": abi.Site,
 }
 
 
@@ -41,6 +43,10 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         "HU_ABORTED",
         "HU_OP_STOP",
         "HU_ASLEEP",
+        "HU_ELSEWHERE",
+        "HU_OP_END",
+        "HU_MOVE_REVOKED",
+        "HU_SITE_WORK",
         "HU_ON_ALTERNATE",
     ):
         lines.append(f'printf("{constant} %llu\\n", (unsigned long long){constant});')
@@ -68,6 +74,10 @@ def test_constants_match(layout: dict[str, int]) -> None:
     assert layout["HU_OP_STOP"] == abi.OpKind.STOP
     assert layout["HU_ASLEEP"] == abi.StopReason.ASLEEP
     assert layout["HU_ON_ALTERNATE"] == abi.ON_ALTERNATE
+    assert layout["HU_ELSEWHERE"] == abi.StopReason.ELSEWHERE
+    assert layout["HU_OP_END"] == abi.OpKind.END
+    assert layout["HU_MOVE_REVOKED"] == abi.MoveState.REVOKED
+    assert layout["HU_SITE_WORK"] == abi.SiteKind.WORK
 
 
 def test_mailbox_leaves_room_for_operations() -> None:
