@@ -1,10 +1,12 @@
-"""The datapath's own counters: what ``dpif-netdev/pmd-stats-show`` prints, as numbers."""
+"""The datapath's own counters: what ``dpif-netdev/pmd-stats-show`` and ``dpctl/show`` print, as numbers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+
+from hotupgrade.errors import NotNow, Reason
 
 THREAD = re.compile(r"^pmd thread numa_id (?P<numa>\d+) core_id (?P<core>\d+):$", re.MULTILINE)
 COUNTERS = {
@@ -21,6 +23,52 @@ COUNTERS = {
     "idle_cycles": "idle cycles",
     "busy_cycles": "processing cycles",
 }
+
+
+DATAPATH = re.compile(
+    r"^ *lookups: hit:(?P<hit>\d+) missed:(?P<missed>\d+) lost:(?P<lost>\d+)\s+flows: (?P<megaflows>\d+)$", re.MULTILINE
+)
+PORT = re.compile(r"^ *port \d+: (?P<name>\S+).*\n(?P<counters>(?: +(?:RX|TX) packets:.*\n){2})", re.MULTILINE)
+POLLER = re.compile(r"^flow-dump from (?:pmd on cpu core: (?P<core>\d+)|.*)$")
+MEGAFLOW_FLEETING = re.compile(r"(?P<packets>packets:(?P<count>\d+), )?bytes:\d+, used:[^,]+, (?:flags:[^,]+, )?")
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How the packets of one polling thread found their way, each as a part of all (0 to 1)."""
+
+    simple_match: float
+    emc: float
+    smc: float
+    megaflow: float
+    upcalls: float  # with those that failed
+
+
+@dataclass(frozen=True, slots=True)
+class DatapathPort:
+    """A port as the datapath sees it; what it could not send is lost for a guest."""
+
+    name: str
+    received: int
+    receive_dropped: int
+    sent: int
+    send_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Datapath:
+    """All of the datapath; ``lost`` are packets that found no flow and could not be handed on."""
+
+    hit: int
+    missed: int
+    lost: int
+    megaflows: int
+    ports: tuple[DatapathPort, ...]
+
+    @property
+    def dropped(self) -> int:
+        """What any of its ports dropped."""
+        return sum(port.receive_dropped + port.send_dropped for port in self.ports)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +94,16 @@ class PmdStatistics:
     def cycles(self) -> int:
         """Time-stamp counter ticks that the thread has spent polling: its own clock."""
         return self.idle_cycles + self.busy_cycles
+
+    def shares(self) -> Shares:
+        """Nothing looked up: all shares are 0."""
+        counts = (self.simple_match_hits, self.emc_hits, self.smc_hits, self.megaflow_hits, self._all_upcalls)
+        lookups = sum(counts) or 1
+        return Shares(*(count / lookups for count in counts))
+
+    @property
+    def _all_upcalls(self) -> int:
+        return self.upcalls + self.failed_upcalls
 
     def counters(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in COUNTERS}
@@ -91,6 +149,27 @@ def parse_pmd_statistics(text: str) -> tuple[PmdStatistics, ...]:
     return tuple(found)
 
 
+def parse_datapath(text: str) -> Datapath:
+    """The datapath in the output of ``dpctl/show -s``."""
+    head = DATAPATH.search(text)
+    if head is None:
+        raise NotNow(Reason("switch", "dpctl/show", f"dpctl/show printed no lookups: {text[:200]}"))
+    ports = tuple(_datapath_port(match["name"], match["counters"]) for match in PORT.finditer(text))
+    return Datapath(int(head["hit"]), int(head["missed"]), int(head["lost"]), int(head["megaflows"]), ports)
+
+
+def parse_megaflows(text: str) -> dict[str, int]:
+    """The megaflows of ``dpctl/dump-flows`` as ``core: match, actions``, with the packets that each has handled."""
+    found, core = {}, ""
+    for line in text.splitlines():
+        if match := POLLER.match(line):
+            core = match["core"] or "main"
+        elif match := MEGAFLOW_FLEETING.search(line):
+            rule = re.sub(r", dp-extra-info:\S+", "", MEGAFLOW_FLEETING.sub("", line).strip())
+            found[f"{core}: {rule}"] = int(match["count"] or 0)
+    return found
+
+
 def rate_between(before: Iterable[PmdStatistics], after: Iterable[PmdStatistics], seconds: float) -> Rate:
     """The rate of the threads that were there both times."""
     earlier = {(thread.numa, thread.core): thread for thread in before}
@@ -98,6 +177,12 @@ def rate_between(before: Iterable[PmdStatistics], after: Iterable[PmdStatistics]
         thread.since(earlier[thread.numa, thread.core]) for thread in after if (thread.numa, thread.core) in earlier
     ]
     return Rate(sum(thread.packets for thread in gained), sum(thread.cycles for thread in gained), seconds)
+
+
+def _datapath_port(name: str, counters: str) -> DatapathPort:
+    received, sent = (re.findall(r"\b(?:packets|dropped):(\d+|\?)", line) for line in counters.splitlines())
+    # A question mark stands for what such a port does not count.
+    return DatapathPort(name, *(0 if count == "?" else int(count) for count in (*received, *sent)))
 
 
 def _counter(block: str, words: str) -> int:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,15 @@ from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.flows import Flow, PortCounters, parse_flows, parse_ports
 from hotupgrade.vswitch.hugepages import hugepages
 from hotupgrade.vswitch.processes import end, owner, owner_is_gone, spawn, start_time, wait_until
-from hotupgrade.vswitch.statistics import PmdStatistics, Rate, parse_pmd_statistics, rate_between
+from hotupgrade.vswitch.statistics import (
+    Datapath,
+    PmdStatistics,
+    Rate,
+    parse_datapath,
+    parse_megaflows,
+    parse_pmd_statistics,
+    rate_between,
+)
 
 BRIDGE = "br0"
 DIRECTORIES = "hotupgrade-switch-"
@@ -35,14 +43,16 @@ class SwitchOptions:
     """How a switch is loaded.
 
     Port ``n`` of the bridge is the DPDK device ``net_null<n-1>``, which delivers packets as fast as they are taken.
-    With the default rules each pair of ports forwards to one another.
+    The vhost-user ports come after them; each waits for a guest (:mod:`hotupgrade.vswitch.guest`) that listens at its
+    socket.  With the default rules each pair of ports of one kind forwards to one another.
     """
 
     ports: int = 2
+    vhost_ports: int = 0
     packet_size: int = 64
     pmd_cores: tuple[int, ...] = ()  # empty: the last core that this process may use
     main_core: int | None = None  # None: the first core that this process may use
-    memory_mib: int = 256
+    memory_mib: int = 256  # enough for four ports
     rules: tuple[str, ...] | None = None
     other_config: Mapping[str, str] | None = None
     start_timeout: float = 60.0
@@ -58,9 +68,13 @@ class SwitchOptions:
         if self.rules is not None:
             return self.rules
         return tuple(
-            f"table=0,priority=10,in_port={port},actions={_partner(port, self.ports)}"
-            for port in range(1, self.ports + 1)
+            f"table=0,priority=10,in_port={port},actions={partner}"
+            for port, partner in (*_pairs(0, self.ports), *_pairs(self.ports, self.vhost_ports))
         )
+
+    def vhost_number(self, port: int) -> int:
+        """The OpenFlow number of the vhost-user port ``port``, which counts from 1."""
+        return self.ports + port
 
 
 class Switch:
@@ -111,6 +125,10 @@ class Switch:
         """When ovs-vswitchd started, in clock ticks since boot; None if it is gone."""
         return start_time(self.pid)
 
+    def vhost_socket(self, port: int) -> Path:
+        """Where the guest of the vhost-user port ``port`` listens; ports count from 1."""
+        return self.directory / f"vhost{port}.sock"
+
     def log(self) -> str:
         """What ovs-vswitchd has logged so far."""
         return _read(self.directory / "ovs-vswitchd.log") + _read(self.directory / "ovs-vswitchd.out")
@@ -143,6 +161,14 @@ class Switch:
         time.sleep(seconds)
         after, finish = self.pmd_statistics(), time.monotonic()
         return rate_between(before, after, finish - begin)
+
+    def datapath(self) -> Datapath:
+        """The datapath's own counters of lookups, and of its ports with what they dropped."""
+        return parse_datapath(self.appctl("dpctl/show", "-s"))
+
+    def megaflows(self) -> dict[str, int]:
+        """What the datapath has cached, by polling thread, match and actions, with the packets of each."""
+        return parse_megaflows(self.appctl("dpctl/dump-flows"))
 
     def flows(self, bridge: str = BRIDGE) -> tuple[Flow, ...]:
         """The OpenFlow flows with their counters, sorted, without ages."""
@@ -220,9 +246,11 @@ class Switch:
         words = []
         for number in range(1, self.options.ports + 1):
             device = f"net_null{number - 1},size={self.options.packet_size}"
-            words += ["--", "add-port", BRIDGE, f"null{number}", "--", "set", "interface", f"null{number}"]
-            words += ["type=dpdk", f'options:dpdk-devargs="{device}"', f"ofport_request={number}"]
-        self.vsctl(*words[1:])
+            words += _port(f"null{number}", number, "type=dpdk", f'options:dpdk-devargs="{device}"')
+        for port in range(1, self.options.vhost_ports + 1):
+            path = f"options:vhost-server-path={self.vhost_socket(port)}"
+            words += _port(f"vhost{port}", self.options.vhost_number(port), "type=dpdkvhostuserclient", path)
+        self.vsctl(*words)
         self._check_interfaces()
 
     def _check_interfaces(self) -> None:
@@ -301,12 +329,24 @@ def _failure(name: str, arguments: Sequence[str], words: str) -> Reason:
     return Reason("switch", name, f"{name} {shown}: {words}")
 
 
-def _partner(port: int, ports: int) -> str:
+def _port(name: str, number: int, *settings: str) -> list[str]:
+    words = ["--", "add-port", BRIDGE, name, "--", "set", "interface", name]
+    return [*words, *settings, f"ofport_request={number}"]
+
+
+def _pairs(before: int, ports: int) -> Iterator[tuple[int, str]]:
+    """Number and action of each of ``ports`` ports that come after ``before`` others."""
+    for port in range(1, ports + 1):
+        yield before + port, _partner(port, before, ports)
+
+
+def _partner(port: int, before: int, ports: int) -> str:
     """1 and 2 forward to one another, 3 and 4, and so on; a port that is left over sends to the first."""
     partner = port + 1 if port % 2 else port - 1
     if partner > ports:
-        return "in_port" if port == 1 else "output:1"  # a port never gets its own packets back unless that is said
-    return f"output:{partner}"
+        # A port never gets its own packets back unless that is said.
+        return "in_port" if port == 1 else f"output:{before + 1}"
+    return f"output:{before + partner}"
 
 
 def _read(path: Path) -> str:

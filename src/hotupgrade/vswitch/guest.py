@@ -1,0 +1,348 @@
+"""A guest on the switch's vhost-user ports, without a virtual machine: dpdk-testpmd with virtio-user devices.
+
+It plays the part of a virtual machine's kernel and returns every packet that it gets: a fixed number of packets goes
+round between guest and switch for as long as wanted.  None is made and none is meant to end, so that after the last one
+was collected *sent = received* holds to the packet, whatever the speed was.  A packet that is lost is lost for good and
+shows in the count.
+
+The guest listens at the sockets, the switch connects: as with a virtual machine, a switch that restarts can come back.
+It shares nothing with other processes on the machine: its memory is anonymous hugepages on loan, its network namespace
+is its own, and DPDK never looks at PCI.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+import tty
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from hotupgrade.errors import NotNow, Reason
+from hotupgrade.vswitch.hugepages import hugepages
+from hotupgrade.vswitch.processes import DIE_WITH_US, end, wait_until
+from hotupgrade.vswitch.switch import HUGEPAGES_BESIDE_MEMORY
+
+PROGRAM = "dpdk-testpmd"
+PROMPT = "testpmd> "
+BURST = 32  # packets that testpmd sends at once
+FORWARDING_LCORE = 1
+# What testpmd says when it does not do what it is told.
+COMPLAINTS = re.compile(r"Command not found|Bad arguments|Ambiguous command|Invalid |[Pp]lease stop|not started")
+STATISTICS = re.compile(r"^ *#+ NIC statistics for port (?P<port>\d+) .*$", re.MULTILINE)
+FORWARDING = re.compile(r"^ *-+ Forward statistics for port (?P<port>\d+) .*$", re.MULTILINE)
+QUIET_SECONDS = 0.3  # as long without a further packet: the switch holds none back (it flushes within microseconds)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestOptions:
+    """How a guest looks, and how many packets go round.
+
+    Every port has a partner, the first the second and so on: what comes in at one goes out at the other.  Packets that
+    go round must fit into one ring, as all of one direction may lie in it at a moment: :meth:`check`.
+    """
+
+    queues: int = 1  # of each port; the switch polls as many
+    queue_size: int = 1024
+    bursts: int = 8  # that each queue of each port starts with
+    many_flows: bool = True  # the source addresses of :meth:`sources`; else all packets of a port are the same
+    core: int | None = None  # None: the first core that this process may use, which polling threads leave alone
+    memory_mib: int = 64
+    start_timeout: float = 30.0
+    command_timeout: float = 10.0
+
+    def check(self) -> None:
+        """Raise if packets could be lost without anyone's fault."""
+        if self.bursts * BURST * self.queues > self.queue_size // 2:
+            words = f"{self.bursts} bursts of {BURST} on {self.queues} queues: a ring of {self.queue_size} may overflow"
+            raise NotNow(Reason("guest", "bursts", words))
+
+    def cpu(self) -> int:
+        return min(os.sched_getaffinity(0)) if self.core is None else self.core
+
+    def launched(self, ports: int) -> int:
+        """How many packets go round."""
+        return self.bursts * BURST * self.queues * ports
+
+    def sources(self) -> tuple[str, ...]:
+        """The source addresses of its packets; all are UDP, from port 9 to port 9 of 198.18.0.2."""
+        if not self.many_flows:
+            return ("198.18.0.1",)
+        return tuple(f"198.18.{number}.{2 + FORWARDING_LCORE}" for number in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPort:
+    """A port's counters since the guest started (``show port stats all``)."""
+
+    port: int
+    received: int = 0
+    missed: int = 0
+    receive_errors: int = 0
+    no_buffer: int = 0
+    sent: int = 0
+    send_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """What was forwarded since the last start (``show fwd stats all``)."""
+
+    port: int
+    received: int = 0
+    receive_dropped: int = 0
+    sent: int = 0
+    send_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """One circulation, from the first packet sent to the last one collected."""
+
+    launched: int  # packets that were to go round
+    sent: int
+    received: int
+    dropped: int  # by the guest itself: it could not send or receive them
+    collected: int  # packets that were still there at the end
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.received
+
+    @property
+    def whole(self) -> bool:
+        """Nobody lost a packet, neither switch nor guest."""
+        return self.lost == self.dropped == 0 and self.collected == self.launched
+
+
+def rules(options: GuestOptions, one: int, other: int) -> tuple[str, ...]:
+    """Rules that connect two OpenFlow ports of a switch, with a megaflow for each source address.
+
+    A rule that looked at nothing but the port would be a "simple match", which passes by every cache of the datapath.
+    """
+    return tuple(
+        f"table=0,priority=20,in_port={port},ip,nw_src={source},actions=output:{partner}"
+        for port, partner in ((one, other), (other, one))
+        for source in options.sources()
+    )
+
+
+class Guest:
+    """A running dpdk-testpmd: a context manager, gone with everything that it took when the context is left.
+
+    Start it from a thread that outlives it: its process ends with the thread that started it.
+    """
+
+    def __init__(self, sockets: Sequence[Path], options: GuestOptions | None = None) -> None:
+        self.options = options or GuestOptions()
+        self.sockets = tuple(sockets)
+        self._resources = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory: Path | None = None
+        self._terminal = -1
+        self._begin: tuple[GuestPort, ...] = ()
+
+    def __enter__(self) -> Self:
+        self.options.check()
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the guest has not been started"
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    # Traffic.
+
+    def circulate(self) -> None:
+        """Let the packets go round, until :meth:`collect`."""
+        self._begin = self.ports()
+        self.command("set fwd io")
+        self.command(f"start tx_first {self.options.bursts}")
+
+    def collect(self) -> Tally:
+        """Stop forwarding, take in every packet that is still on its way, and count."""
+        self.command("stop")
+        dropped = sum(port.send_dropped + port.receive_dropped for port in self.forwarding())
+        self.command("set fwd rxonly")
+        self.command("start")
+        self._wait_for_the_last()
+        self.command("stop")
+        collected = sum(port.received for port in self.forwarding())
+        sent, received = _gained(self._begin, self.ports())
+        return Tally(self.options.launched(len(self.sockets)), sent, received, dropped, collected)
+
+    def ports(self) -> tuple[GuestPort, ...]:
+        return parse_ports(self.command("show port stats all"))
+
+    def forwarding(self) -> tuple[Forwarding, ...]:
+        return parse_forwarding(self.command("show fwd stats all"))
+
+    def rate(self, seconds: float = 0.5) -> float:
+        """Packets a second that come back to the guest, in a window of ``seconds`` from now."""
+        before, begin = self.ports(), time.monotonic()
+        time.sleep(seconds)
+        after, finish = self.ports(), time.monotonic()
+        return _gained(before, after)[1] / (finish - begin)
+
+    def _wait_for_the_last(self) -> None:
+        """Until everything sent has come back, or nothing more comes."""
+        deadline = time.monotonic() + self.options.command_timeout
+        quiet, last = time.monotonic() + QUIET_SECONDS, -1
+        while time.monotonic() < min(quiet, deadline):
+            sent, received = _gained(self._begin, self.ports())
+            if sent == received:
+                return
+            if received != last:
+                quiet, last = time.monotonic() + QUIET_SECONDS, received
+            time.sleep(0.01)
+
+    # Talking to it.
+
+    def command(self, words: str) -> str:
+        """Have testpmd carry out one command; what it said."""
+        os.write(self._terminal, words.encode() + b"\n")
+        said = self._read_to_prompt(self.options.command_timeout, words)
+        answer = said.partition("\n")[2]  # the first line is the command itself
+        if COMPLAINTS.search(answer):
+            raise NotNow(Reason("guest", words, f"{PROGRAM}: {words}: {answer.strip()}"))
+        return answer
+
+    def _read_to_prompt(self, seconds: float, waiting_for: str) -> str:
+        """What is said until the next prompt.  The command is echoed first, without a prompt before it."""
+        said, deadline = "", time.monotonic() + seconds
+        while not said.endswith(PROMPT):
+            if not self.alive:
+                raise NotNow(Reason("guest", PROGRAM, f"{PROGRAM} ended:\n{said[-1000:]}{self._errors()[-1000:]}"))
+            if time.monotonic() > deadline:
+                words = f"no answer to '{waiting_for}' within {seconds:g} s:\n{said[-1000:]}{self._errors()[-1000:]}"
+                raise NotNow(Reason("guest", PROGRAM, f"{PROGRAM}: {words}"))
+            said += self._read_some()
+        return said.removesuffix(PROMPT)
+
+    def _read_some(self) -> str:
+        readable, _, _ = select.select([self._terminal], [], [], 0.1)
+        if not readable:
+            return ""
+        try:
+            return os.read(self._terminal, 65536).decode(errors="replace").replace("\r", "")
+        except OSError:  # the other end is closed: the process is ending
+            time.sleep(0.02)
+            return ""
+
+    def _errors(self) -> str:
+        assert self._directory is not None
+        return (self._directory / "errors").read_text(errors="replace")
+
+    # Starting and stopping.
+
+    def stop(self) -> None:
+        """End the process and give everything back; may be called at any time, and again."""
+        self._resources.close()
+        self._process, self._terminal, self._directory = None, -1, None
+
+    def _start(self) -> None:
+        if not shutil.which(PROGRAM):
+            raise NotNow(Reason("guest", PROGRAM, f"there is no {PROGRAM}: install Debian's package dpdk-dev"))
+        self._directory = Path(tempfile.mkdtemp(prefix="hotupgrade-guest-"))
+        self._resources.callback(shutil.rmtree, self._directory, ignore_errors=True)
+        self._resources.enter_context(hugepages(self.options.memory_mib + HUGEPAGES_BESIDE_MEMORY))
+        for socket in self.sockets:
+            self._resources.callback(socket.unlink, missing_ok=True)
+        self._spawn()
+        self._read_to_prompt(self.options.start_timeout, "its start")
+        wait_until(self._is_connected, self.options.start_timeout, "the switch to take up its ports", pause=0.05)
+
+    def _spawn(self) -> None:
+        """On a terminal: testpmd holds back what it writes to a pipe."""
+        assert self._directory is not None
+        self._terminal, other = pty.openpty()
+        self._resources.callback(os.close, self._terminal)
+        tty.setraw(other)
+        with (self._directory / "errors").open("wb") as errors:
+            command = [*DIE_WITH_US, "unshare", "--net", "--", *self._command_line()]
+            self._process = subprocess.Popen(command, stdin=other, stdout=other, stderr=errors, cwd="/")
+        os.close(other)
+        self._resources.callback(end, self._process)
+
+    def _command_line(self) -> Iterator[str]:
+        options, cpu = self.options, self.options.cpu()
+        yield from (PROGRAM, "--no-pci", "--no-telemetry", "--in-memory", "--single-file-segments")
+        yield from (f"--file-prefix=hotupgrade-guest-{os.getpid()}", "-m", str(options.memory_mib))
+        yield from ("--lcores", f"0@{cpu},{FORWARDING_LCORE}@{cpu}")
+        for number, socket in enumerate(self.sockets):
+            queues = f"queues={options.queues},queue_size={options.queue_size}"
+            yield f"--vdev=net_virtio_user{number},path={socket},server=1,{queues},mac=02:00:00:00:00:{number + 1:02x}"
+        yield from ("--", "--interactive", "--nb-cores=1", f"--burst={BURST}", "--total-num-mbufs=8192")
+        yield from (f"--rxq={options.queues}", f"--txq={options.queues}")
+        yield from (f"--rxd={options.queue_size}", f"--txd={options.queue_size}")
+        # Packets that wait in a ring belong to the circulation: a start must not throw them away.
+        yield from ("--no-flush-rx", "--disable-link-check")
+        if options.many_flows:
+            yield "--txonly-multi-flow"
+
+    def _is_connected(self) -> bool:
+        return "Link status: down" not in self.command("show port info all")
+
+
+def parse_ports(text: str) -> tuple[GuestPort, ...]:
+    words = {
+        "received": "RX-packets",
+        "missed": "RX-missed",
+        "receive_errors": "RX-errors",
+        "no_buffer": "RX-nombuf",
+        "sent": "TX-packets",
+        "send_errors": "TX-errors",
+    }
+    return tuple(GuestPort(port, **_counters(block, words)) for port, block in _blocks(STATISTICS, text))
+
+
+def parse_forwarding(text: str) -> tuple[Forwarding, ...]:
+    words = {
+        "received": "RX-packets",
+        "receive_dropped": "RX-dropped",
+        "sent": "TX-packets",
+        "send_dropped": "TX-dropped",
+    }
+    return tuple(Forwarding(port, **_counters(block, words)) for port, block in _blocks(FORWARDING, text))
+
+
+def _blocks(head: re.Pattern[str], text: str) -> Iterator[tuple[int, str]]:
+    """Each port with its lines, without what comes after its frame."""
+    for match in head.finditer(text):
+        yield int(match["port"]), re.split(r"^ *[-#+]{20,}", text[match.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def _counters(block: str, words: dict[str, str]) -> dict[str, int]:
+    found = {name: re.search(rf"\b{re.escape(word)}:\s*(\d+)", block) for name, word in words.items()}
+    missing = [words[name] for name, match in found.items() if match is None]
+    if missing:
+        raise NotNow(Reason("guest", PROGRAM, f"{PROGRAM} shows no {', '.join(missing)}: {block.strip()}"))
+    return {name: int(match[1]) for name, match in found.items() if match is not None}
+
+
+def _gained(before: Iterable[GuestPort], after: Iterable[GuestPort]) -> tuple[int, int]:
+    """Packets sent and received by all ports in between."""
+    earlier = {port.port: port for port in before}
+    pairs = [(earlier[port.port], port) for port in after]
+    return sum(now.sent - then.sent for then, now in pairs), sum(now.received - then.received for then, now in pairs)
