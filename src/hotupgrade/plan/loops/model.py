@@ -77,8 +77,8 @@ class Store:
 class LoopPlan:
     """One loop that is to be restarted, resolved and checked against the builds.
 
-    ``sides`` holds, by index of image, the loop in every image of the process that has a copy of it; ``new`` is the loop
-    in the new build.
+    ``sides`` holds, by index of image, the loop in every image of the process that has a copy of it; ``new`` is the
+    loop in the new build.
     """
 
     function: str
@@ -98,3 +98,6 @@ class LoopPlan:
     flag_vaddr: int = -1  # FLAG: its vaddr in the new build
     thread: Place | None = None  # where the argument holds the thread's own pthread_t: proves whose it is
     limit_us: int = 50_000  # how long the thread, or the whole group, may take to leave and to arrive
+    changed: bool = (
+        True  # False: it only shares the door of one that changed; such a thread enters it again at its home
+    )
