@@ -104,11 +104,12 @@ enum hu_op_kind {
     HU_OP_STOP = 5,
     HU_OP_STORE = 6,   /* at address "number", args[0] bytes of args[1] */
     HU_OP_ASK = 7,     /* moves "number" on, args[0] of them: waiting -> leaving */
-    HU_OP_LAND = 8,    /* wait until they have left; args[1] ticks at most, else go on with operation args[2] */
+    HU_OP_LAND = 8,    /* wait until they have left; args[1] ticks at most, else skip args[2] operations */
     HU_OP_ENTER = 9,   /* let those in that wait */
     HU_OP_ARRIVE = 10, /* as LAND: wait until they have arrived */
     HU_OP_REVOKE = 11, /* those that have not left are to stay */
-    HU_OP_END = 12,
+    HU_OP_SKIP = 12,   /* "number" operations */
+    HU_OP_END = 13,
 };
 
 struct hu_op {

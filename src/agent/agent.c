@@ -68,6 +68,7 @@ struct stack_kernel {
 __attribute__((section(".mailbox"), aligned(64))) struct hu_mailbox hu_mailbox;
 
 extern void hu_handler(void);
+extern void hu_landing(void);
 extern void hu_restorer(void);
 
 static inline uint64_t now(void)
@@ -805,7 +806,9 @@ __attribute__((used)) int hu_pass(struct hu_passage *passage)
                 store(&move->state, HU_MOVE_ARRIVED);
             } else if (state == HU_MOVE_REVOKED) {
                 /* At work it cannot be on its way out, and nobody asks it any more. */
-                *(uint64_t *)move->slot = move->back;
+                if (*(uint64_t *)move->slot == (uint64_t)hu_landing) {
+                    *(uint64_t *)move->slot = move->back;
+                }
                 store(&move->state, HU_MOVE_FREE);
             } else {
                 move->worked = now();
@@ -847,7 +850,7 @@ static uint64_t wait_for_moves(struct hu_op *op, uint64_t here, int (*done)(stru
             i++;
         } else if (now() > limit) {
             op->result = 1;
-            return op->args[2];
+            return here + op->args[2];
         } else {
             look_again_soon(load(&hu_mailbox.state));
         }
@@ -936,6 +939,9 @@ static void run(struct hu_frame *frame)
             break;
         case HU_OP_REVOKE:
             for_moves(op, HU_MOVE_LEAVING, HU_MOVE_REVOKED);
+            break;
+        case HU_OP_SKIP:
+            next = i + 1 + op->number;
             break;
         case HU_OP_END:
             next = hu_mailbox.op_count;

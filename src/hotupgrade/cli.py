@@ -40,6 +40,13 @@ _WHOLE = click.option("--whole", is_flag=True, help="Redirect every function, no
 _TRUST = click.option(
     "--trust-layout", is_flag=True, help="Without debug information, believe that types are the same in both builds."
 )
+_PROFILES = click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A file that says how threads leave loops that never return (docs/loops.md).",
+)
 _IMPORTS = click.option("--imports", is_flag=True, help="Also rewrite the import slots of the other modules.")
 
 
@@ -119,6 +126,7 @@ def inspect(pid: int, as_json: bool) -> None:
 @_MODULE
 @_WHOLE
 @_TRUST
+@_PROFILES
 @click.option("--explain", is_flag=True, help="Also say what the verdict rests on, and what it cannot tell.")
 @_JSON
 def check(
@@ -127,6 +135,7 @@ def check(
     modules: tuple[str, ...],
     whole: bool,
     trust_layout: bool,
+    profiles: tuple[Path, ...],
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -138,7 +147,8 @@ def check(
         from hotupgrade.upgrade.perform import Settings
         from hotupgrade.upgrade.perform import check as judge
 
-        settings = Settings(plan=PlanOptions(whole=whole, trust_layout=trust_layout), explain=explain)
+        plan = PlanOptions(whole=whole, trust_layout=trust_layout)
+        settings = Settings(plan=plan, explain=explain, profiles=profiles)
         return judge(pid, new, _named(modules, new), settings, default_cache())
 
     _run("check", as_json, work)
@@ -152,6 +162,7 @@ def check(
 @_WHOLE
 @_IMPORTS
 @_TRUST
+@_PROFILES
 @_TIMEOUT
 @click.option("--measure-empty", is_flag=True, help="Make a stop without edits first, to compare with.")
 @_JSON
@@ -163,6 +174,7 @@ def upgrade(
     whole: bool,
     imports: bool,
     trust_layout: bool,
+    profiles: tuple[Path, ...],
     timeout: float,
     measure_empty: bool,
     as_json: bool,
@@ -176,7 +188,7 @@ def upgrade(
         from hotupgrade.upgrade.perform import upgrade as perform
 
         plan = PlanOptions(whole=whole, imports=imports, trust_layout=trust_layout)
-        settings = Settings(plan, timeout, dry_run, measure_empty)
+        settings = Settings(plan, timeout, dry_run, measure_empty, profiles=profiles)
         return perform(pid, new, _named(modules, new), settings, default_cache())
 
     _run("upgrade", as_json, work)

@@ -53,7 +53,8 @@ class OpKind(enum.IntEnum):
     ENTER = 9
     ARRIVE = 10
     REVOKE = 11
-    END = 12
+    SKIP = 12
+    END = 13
 
 
 class MoveState(enum.IntEnum):

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hotupgrade.binary.frames import RSP, Frames, NoFrameError, caller
+from hotupgrade.binary.frames import RSP, Frames, NoFrameError, Row, caller
 from hotupgrade.errors import NotNow
 from hotupgrade.target.maps import mapping_at
 from hotupgrade.target.modules import Module
@@ -42,6 +42,15 @@ class Unwinder:
         self._images = images
         self._known: dict[int, Frames] = {}
 
+    def row(self, pc: int) -> Row:
+        """What the frame information says of the place before the instruction at ``pc``.
+
+        Raises:
+            NoFrameError: nothing.
+        """
+        region = self._region(pc)
+        return self._frames(region).row(pc - region.eh_frame)
+
     def return_slots(self, pc: int, registers: Mapping[int, int]) -> frozenset[int] | None:
         """Addresses of all words on the stack that calls will return through; None if that cannot be told.
 
@@ -53,8 +62,7 @@ class Unwinder:
         look_at = pc
         try:
             for _ in range(_DEEPEST):
-                region = self._region(pc)
-                row = self._frames(region).row(look_at - region.eh_frame)
+                row = self.row(look_at)
                 found = caller(row, registers, self._process.read_word)
                 if found is None:
                     return frozenset(slots)

@@ -140,8 +140,8 @@ class Stopper:
         stay_off(self._cores)
         try:
             self._departure = request.mover.depart(states) if request.mover else Departure()
-        except NotNow as problem:
-            return problem
+        except NotNow as error:
+            return error
         self._after = [*request.after, *self._departure.after]
         choice = [t for t in leaders(states, process.pid, only_main=bool(self._after)) if t.tid not in busy]
         if not choice:
@@ -333,8 +333,8 @@ class Stopper:
             return refuse_visit(agent.process.pid, visits[0])
         if (problem := self._search(table_at)) is not None:
             return problem
+        limit = (AFTER_LIMIT if after else 2.0) + self._departure.patience
         try:
-            limit = (AFTER_LIMIT if after else 2.0) + self._departure.patience
             agent.wait(serial, max(self._limit - time.monotonic(), 0) + limit)
         except NotNow:
             if after and agent.get("state") == abi.State.COMMITTED:

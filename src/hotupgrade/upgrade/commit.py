@@ -21,7 +21,7 @@ from hotupgrade.target.agent import (
 from hotupgrade.target.backtrace import Region, Unwinder
 from hotupgrade.target.images import touch
 from hotupgrade.target.maps import PAGE, mapping_at
-from hotupgrade.target.request import Forbidden, Hook, StopReport, StopRequest, Word
+from hotupgrade.target.request import Forbidden, Hook, Mover, StopReport, StopRequest, Word
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.target.stop import Stopper, table_size
 from hotupgrade.target.suspended import coroutines
@@ -51,18 +51,28 @@ class Change:
         return {"count": len(words), "bytes": 8 * len(words), "pages": len(pages(words))}
 
 
-def scratch_size(session: Session, change: Change) -> int:
-    """Working memory for this change."""
+def unwinder_of(session: Session) -> Unwinder:
+    """Walks stacks of the process, through the code of all upgrades."""
+    images = [image for module in session.ledger.modules for image in module.images if image.start]
+    regions = [Region(i.start, i.start + i.size, i.eh_frame) for i in images if i.eh_frame]
+    return Unwinder(session.process, session.modules, regions)
+
+
+def scratch_size(session: Session, change: Change, calls: int = 0) -> int:
+    """Working memory for this change, and for as many calls of loops that are to come by the agent."""
     process = session.process
-    words = len(change.words) + 1
+    words = len(change.words) + 1 + 2 * calls
     tables = table_size(len(process.thread_ids()), len(process.maps()), words, len(change.forbidden), len(change.hooks))
-    return 2 * tables + 16 * len(pages(change.words)) + 65536
+    return 2 * tables + 16 * (len(pages(change.words)) + 2 * calls) + 65536
 
 
 class Commit:
     """One stop that puts a change and a new ledger in force together."""
 
-    def __init__(self, session: Session, agent: Agent, scratch: Scratch, change: Change) -> None:
+    def __init__(
+        self, session: Session, agent: Agent, scratch: Scratch, change: Change, mover: Mover | None = None
+    ) -> None:
+        self._mover = mover
         self._session = session
         self._agent = agent
         self._scratch = scratch
@@ -72,9 +82,7 @@ class Commit:
             agent, session.clocks, scratch, len(change.words) + 1, len(change.forbidden), len(change.hooks)
         )
         self._coroutines = coroutines(session.modules)
-        images = [image for module in session.ledger.modules for image in module.images if image.start]
-        regions = [Region(i.start, i.start + i.size, i.eh_frame) for i in images if i.eh_frame]
-        self._unwinder = Unwinder(session.process, session.modules, regions)
+        self._unwinder = unwinder_of(session)
         self._old_ledger = agent.get("ledger")
         self._ledger_at = self._ledger_room = 0
 
@@ -107,7 +115,14 @@ class Commit:
         switch = Word(self._agent.field_address("ledger"), self._old_ledger, self._ledger_at)
         code = [*change.code, switch]
         request = StopRequest(
-            change.data, code, change.forbidden, change.hooks, self._coroutines, change.after, self._unwinder
+            change.data,
+            code,
+            change.forbidden,
+            change.hooks,
+            self._coroutines,
+            change.after,
+            self._unwinder,
+            self._mover,
         )
         return self._stopper.stop(request, timeout)
 

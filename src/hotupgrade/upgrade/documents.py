@@ -10,6 +10,7 @@ from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
 
 if TYPE_CHECKING:
     from hotupgrade.target.request import StopReport
+    from hotupgrade.upgrade.restart import ThreadRestart
 
 VERSION = 1
 
@@ -48,8 +49,16 @@ def reasons(found: Sequence[Reason]) -> list[Document]:
     return [{"code": r.code, "subject": r.subject, "text": r.text} for r in found]
 
 
-def stopped(report: StopReport, prepare_us: float, cleanup_us: float) -> Document:
-    """The measured part of an upgrade or a rollback."""
+def stopped(
+    report: StopReport,
+    prepare_us: float,
+    cleanup_us: float,
+    restarted: Sequence[ThreadRestart] = (),
+    settling: StopReport | None = None,
+) -> Document:
+    """The measured part of an upgrade or a rollback.  ``settling``: the further stop after threads were restarted."""
+    by_thread = {thread.tid: thread for thread in restarted}
+    settled = {thread.tid: thread.break_us for thread in settling.threads} if settling else {}
     return {
         "phases_us": {"prepare": prepare_us, **report.phases_us, "cleanup": cleanup_us},
         "threads": [
@@ -61,11 +70,27 @@ def stopped(report: StopReport, prepare_us: float, cleanup_us: float) -> Documen
                 "break_us": t.break_us,
                 "parked_us": t.parked_us,
                 "released_us": t.released_us,
+                "restart": _restart(by_thread[t.tid]) if t.tid in by_thread else None,
+                "settle_us": settled.get(t.tid),
             }
             for t in report.threads
         ],
+        "settle_us": breaks(settling) if settling else None,
         "break_us": breaks(report),
         "attempts": report.attempts,
+    }
+
+
+def _restart(thread: ThreadRestart) -> Document:
+    return {
+        "function": thread.function,
+        "door": thread.door,
+        "state": thread.state,
+        "begin_us": thread.begin_us,
+        "out_us": thread.out_us,
+        "in_us": thread.in_us,
+        "gap_us": thread.gap_us,
+        "skipped": list(thread.skipped),
     }
 
 

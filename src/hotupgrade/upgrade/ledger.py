@@ -61,6 +61,55 @@ class GenerationModule(msgspec.Struct, frozen=True, kw_only=True):
     image: int
 
 
+class SiteRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A call in a loop that comes by the agent while threads are restarted."""
+
+    address: int  # of the instruction, "call rel32"
+    plain: int  # its displacement otherwise, as 32 bits
+    stub: int  # where it leads then
+    index: int  # of its row in the agent's table
+    kind: str  # clean, setup, work
+    pair: int  # index into LoopRecord.pairs; 0 for work
+    returns: int | None = None
+
+
+class SideRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The loop's code in one build."""
+
+    entry: int
+    ranges: list[tuple[int, int]]
+    sleeps: list[int]  # return addresses of the calls that its threads sleep in
+
+
+class PlaceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Found from the loop's argument: see :class:`hotupgrade.plan.loops.model.Place`."""
+
+    offsets: list[int]
+    size: int
+    path: str
+
+
+class LoopRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A loop whose threads are restarted when the generation comes or goes."""
+
+    function: str
+    home: int
+    door: str
+    hold_main: bool
+    one_by_one: bool
+    sides: list[SideRecord]
+    sites: list[SiteRecord]
+    pairs: list[tuple[str, str]]  # names of the clean-up and the set-up call
+    ask: list[tuple[PlaceRecord, int]] = []
+    clear: list[tuple[PlaceRecord, int]] = []
+    wake: list[tuple[int, PlaceRecord]] = []  # address of the function, place of its argument
+    leaving: PlaceRecord | None = None
+    latch: PlaceRecord | None = None
+    flag: int = 0  # address
+    thread: PlaceRecord | None = None
+    limit_us: int
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One commit, with all that is needed to take it back."""
 
@@ -72,14 +121,25 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     forbidden: list[tuple[int, int, str]]  # where no thread may stand when it is taken back
     hooks: list[tuple[int, list[int], str]] = []  # address, arguments, name: what brings state back with it
     one_way: str = ""  # a hook that nothing takes back
+    loops: list[LoopRecord] = []
+    stubs: list[tuple[int, int]] = []  # (start, size) of mappings with stubs for the calls of loops
     busy_break_us: float | None = None
     max_break_us: float | None = None
+
+
+class Unsettled(msgspec.Struct, frozen=True, kw_only=True):
+    """Calls of loops that come by the agent, until a further stop gives them back what they were."""
+
+    loops: list[LoopRecord]
+    stubs: list[tuple[int, int]]
+    last: bool  # the stubs are not needed afterwards
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
     modules: list[ModuleRecord] = []
     generations: list[Generation] = []
+    unsettled: Unsettled | None = None
 
     @property
     def generation(self) -> int:
@@ -158,6 +218,10 @@ def _check(ledger: Ledger) -> None:
             raise ValueError("the ledger names an image that it does not hold")
         for image in module.images:
             _check_image(image)
+    if ledger.unsettled is not None:
+        for loop in ledger.unsettled.loops:
+            _check_loop(loop)
+        _check_stubs(ledger.unsettled.stubs)
     last = 0
     for generation in ledger.generations:
         if len(generation.data) % _WORD.size or len(generation.code) % _WORD.size:
@@ -169,10 +233,36 @@ def _check(ledger: Ledger) -> None:
             raise ValueError("the ledger holds an edit of what is no memory")
         if not all(0 <= low <= high <= _HIGHEST for low, high, _ in generation.forbidden):
             raise ValueError("the ledger forbids what is no memory")
+        for loop in generation.loops:
+            _check_loop(loop)
+        _check_stubs(generation.stubs)
         for item in generation.modules:
             record = next((m for m in ledger.modules if m.name == item.name), None)
             if record is None or not (0 <= item.previous < len(record.images) and 0 <= item.image < len(record.images)):
                 raise ValueError("the ledger names an image that it does not hold")
+
+
+def _check_stubs(stubs: Sequence[tuple[int, int]]) -> None:
+    if not all(0 < start <= start + size <= _HIGHEST for start, size in stubs):
+        raise ValueError("the ledger has stubs where no memory is")
+
+
+def _check_loop(loop: LoopRecord) -> None:
+    places = [loop.home, loop.flag, *(address for address, _ in loop.wake)]
+    for side in loop.sides:
+        places += [side.entry, *side.sleeps, *(bound for bounds in side.ranges for bound in bounds)]
+    places += [place for site in loop.sites for place in (site.address, site.stub)]
+    if not all(0 <= place < _HIGHEST for place in places):
+        raise ValueError("the ledger has a loop where no memory is")
+    if not all(0 <= site.index < _MOST_RECORDS and 0 <= site.pair < 64 for site in loop.sites):
+        raise ValueError("the ledger counts calls wrongly")
+    stores = [*loop.ask, *loop.clear]
+    found = [place for place, _ in stores] + [place for _, place in loop.wake]
+    found += [place for place in (loop.leaving, loop.latch, loop.thread) if place is not None]
+    if not all(place.offsets and place.size in (1, 2, 4, 8) for place in found):
+        raise ValueError("the ledger has a place that is none")
+    if not all(0 <= value < 1 << 64 for _, value in stores) or not 0 < loop.limit_us <= 60_000_000:
+        raise ValueError("the ledger asks a loop for what it cannot do")
 
 
 def _check_image(image: ImageRecord) -> None:

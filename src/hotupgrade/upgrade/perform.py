@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +15,20 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache
 from hotupgrade.binary.model import Kind
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
+from hotupgrade.plan.loops.profile import LoopProfile, builtin_profiles, read_profiles
 from hotupgrade.plan.make import footprint, make_plan, new_thread_locals, reach
 from hotupgrade.plan.model import Comparison, ImagePlan
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.target.agent import Agent, Operation, call
 from hotupgrade.target.images import ANNEX, Area, map_image, register_frames, touch, unmap_image
 from hotupgrade.target.maps import PAGE
+from hotupgrade.target.moves import bring_moves
 from hotupgrade.target.request import Forbidden, Hook, StopReport
 from hotupgrade.target.reserve import load_reserve
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.upgrade import describe, documents, journal, source
 from hotupgrade.upgrade.afterwards import afterwards
-from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size
+from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size, unwinder_of
 from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.hooks import HookRunner
 from hotupgrade.upgrade.ledger import (
@@ -33,14 +36,19 @@ from hotupgrade.upgrade.ledger import (
     GenerationModule,
     ImageRecord,
     Ledger,
+    LoopRecord,
     ModuleRecord,
+    Unsettled,
     pack_words,
 )
+from hotupgrade.upgrade.loops import free_sites, record_loops, stubs_size
 from hotupgrade.upgrade.prepare import Candidate, Planned, examine, find_room
 from hotupgrade.upgrade.recover import recover
-from hotupgrade.upgrade.rollback import in_force, undo_last
+from hotupgrade.upgrade.restart import Restart, ThreadRestart, with_loops
+from hotupgrade.upgrade.rollback import conclude, in_force, undo_last
 from hotupgrade.upgrade.scene import LiveScene
 from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.settle import settle
 from hotupgrade.upgrade.trust import own_folder
 from hotupgrade.upgrade.unwinding import release_frames, unwinder
 from hotupgrade.upgrade.words import to_words
@@ -55,12 +63,17 @@ class Settings:
     dry_run: bool = False
     measure_empty: bool = False
     explain: bool = False
+    profiles: tuple[Path, ...] = ()  # of loops, beside those that come with the package
+
+    def loops(self) -> list[LoopProfile]:
+        """Raises Refused: a profile cannot be used."""
+        return read_profiles([*self.profiles, *builtin_profiles()])
 
 
 def check(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: Settings, cache: Cache) -> Document:
     """The verdict on new builds, as a document.  Touches nothing."""
     with Session(pid, exclusive=False) as session:
-        candidates = examine(session, files, named, settings.plan, cache)
+        candidates = examine(session, files, named, settings.plan, cache, settings.loops())
         document = documents.head("check", pid, session.process.name)
         document["generation"] = session.ledger.generation
         if settings.explain:
@@ -107,7 +120,7 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
     """
     begin = time.monotonic()
     with Session(pid, exclusive=not settings.dry_run) as session:
-        candidates = examine(session, files, named, settings.plan, cache)
+        candidates = examine(session, files, named, settings.plan, cache, settings.loops())
         document = documents.head("upgrade", pid, session.process.name)
         document["generation"] = session.ledger.generation
         _judged(document, candidates)
@@ -122,6 +135,7 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
         own_folder(journal.state_folder())  # before anything is changed: afterwards it would be too late to fail
         if session.agent is not None:
             recover(session.require_agent(settings.timeout), session.ledger, session.modules)
+            settle(session, session.require_agent(settings.timeout), settings.timeout)
         work.plan_all()  # what cannot be is refused before anything is brought into the process
         work.bring_agent()
         return document | work.carry_out(begin)
@@ -138,6 +152,8 @@ class _Work:
         self._memory: dict[str, int] = {}
         self._mapped: list[ImagePlan] = []
         self._wants_reserve = False
+        self._loops: list[LoopRecord] = []
+        self._stubs: list[tuple[int, int]] = []
         self.agent: Agent | None = None
 
     # prepare
@@ -223,42 +239,94 @@ class _Work:
     def carry_out(self, begin: float) -> Document:
         """Place, stop, replace, clean up."""
         agent = self._required_agent()
-        change = self._change()
+        plain = change = self._change()
         for item in self._planned:
             source.keep(item.candidate.new)  # who comes after a tool that was killed needs it
         self._hooks = HookRunner(agent, [item.plan.hooks for item in self._planned], self._settings.timeout)
-        with Scratch(agent, scratch_size(self._session, change)) as scratch:
-            commit = Commit(self._session, agent, scratch, change)
+        with Scratch(agent, scratch_size(self._session, change, self._site_count())) as scratch:
+            commit: Commit | None = None
+            restart: Restart | None = None
             try:
                 self._place(scratch)
+                restart = self._restart(agent)
+                if restart is not None:
+                    change = dataclasses.replace(
+                        plain,
+                        code=sorted([*plain.code, *restart.arming()], key=lambda word: word.address),
+                        forbidden=with_loops(plain.forbidden, self._loops),
+                    )
+                commit = Commit(self._session, agent, scratch, change, restart)
                 self._hooks.before()
-                ledger = self._next_ledger(change, None)
+                ledger = self._next_ledger(plain, None)
                 commit.prepare(ledger)
                 prepare_us = elapsed_us(begin)
                 empty = commit.empty_stop(self._settings.timeout) if self._settings.measure_empty else None
                 report = commit.stop(self._settings.timeout)
             except BaseException as problem:
-                if commit.in_force:
+                if commit is not None and commit.in_force:
                     raise in_force(problem) from problem
                 with contextlib.suppress(NotNow):
-                    commit.close(committed=False)
+                    if commit is not None:
+                        commit.close(committed=False)
                     self._hooks.cancel()
                     self._remove()
                 raise
             after = time.monotonic()
             unfinished = commit.finish(self._settings.timeout)
             commit.verify()
-            commit.record(self._next_ledger(change, report))
+            commit.record(self._next_ledger(plain, report))
+        restarted, settling = self._see_restarts(restart)
         self._run_after()
         notes = self._notes() + afterwards(agent, self._session, ledger, self._planned)
         notes += [unfinished] if unfinished else []
-        document = self.described() | documents.stopped(report, prepare_us, elapsed_us(after))
+        document = self.described() | documents.stopped(report, prepare_us, elapsed_us(after), restarted, settling)
         document["generation"] = ledger.generation
         document["notes"] = documents.reasons(notes)
         document["edits"] = change.numbers()
         document["empty_stop_us"] = documents.breaks(empty) if empty else None
         self._enter(document)
         return document
+
+    # restart threads
+
+    def _site_count(self) -> int:
+        plans = [plan for candidate in self._candidates for plan in candidate.loops]
+        return sum(len(side.sites) for plan in plans for side in (*plan.sides.values(), plan.new))
+
+    def _restart(self, agent: Agent) -> Restart | None:
+        """What leads threads out of loops that changed; None if none did."""
+        planned = [item for item in self._planned if item.candidate.loops]
+        if not planned:
+            return None
+        table = bring_moves(agent)
+        first = free_sites(self._session.ledger, self._site_count())
+        for item in planned:
+            plans = item.candidate.loops
+            size = -(-stubs_size(plans) // PAGE) * PAGE
+            low, high = reach(item.record_images, size)
+            start = find_room(self._session, item.candidate, size, low, high + size, [])
+            scene = LiveScene(self._session.process, self._session.modules, item.candidate.module)
+            records, stubs = record_loops(item, plans, scene, self._session.process, first, start, table.gate)
+            first += sum(len(record.sites) for record in records)
+            if any(record.sites for record in records):
+                name = f"calls:{item.candidate.module.name}"
+                map_image(agent, name, start, size, [(0, stubs.code)], [Area(0, size, False, True)])
+                self._stubs.append((start, size))
+            self._loops += records
+        return Restart(agent, table, self._loops, unwinder_of(self._session), self._session.clocks)
+
+    def _see_restarts(self, restart: Restart | None) -> tuple[list[ThreadRestart], StopReport | None]:
+        """Whether every thread is where it should be; if one is not, take the commit back."""
+        if restart is None:
+            return [], None
+        try:
+            return conclude(self._session, restart, self._settings.timeout)
+        except NotNow:
+            try:
+                undo_last(self._session, self._settings.timeout)
+            except NotNow as problem:
+                raise in_force(problem) from problem
+            raise
 
     def _notes(self) -> list[Reason]:
         """Those of the verdict, and what only the process showed."""
@@ -308,6 +376,8 @@ class _Work:
             released = release_frames(self._session.process, self._session.modules, image.base, end)
             if released is not None:  # else it stays: who unwinds may still look into it
                 agent.run([*released, unmap_image(image.base, image.size)])
+        for start, size in self._stubs:
+            agent.run([unmap_image(start, size)])
 
     def _run_after(self) -> None:
         """Have the new build look at itself; if it does not like what it sees, take the commit back."""
@@ -344,10 +414,14 @@ class _Work:
             forbidden=[entry for item in self._planned for entry in active_code(item)],
             hooks=[(c.address, list(c.arguments), c.name) for item in self._planned for c in item.plan.hooks.back],
             one_way=next((item.plan.hooks.one_way for item in self._planned if item.plan.hooks.one_way), ""),
+            loops=self._loops,
+            stubs=self._stubs,
             busy_break_us=report.busy_max_us if report else None,
             max_break_us=report.max_us if report else None,
         )
-        return msgspec.structs.replace(ledger, modules=modules, generations=[*ledger.generations, generation])
+        unsettled = Unsettled(loops=self._loops, stubs=self._stubs, last=False) if self._stubs else None
+        generations = [*ledger.generations, generation]
+        return msgspec.structs.replace(ledger, modules=modules, generations=generations, unsettled=unsettled)
 
     def _record(self, item: Planned) -> ModuleRecord:
         candidate, ledger = item.candidate, self._session.ledger

@@ -12,6 +12,9 @@ from hotupgrade.errors import Reason, Refused
 from hotupgrade.plan.cache import compare_cached, concerns_cached
 from hotupgrade.plan.concerns import Concern
 from hotupgrade.plan.concerns import notes as hints
+from hotupgrade.plan.loops.model import LoopPlan
+from hotupgrade.plan.loops.profile import LoopProfile
+from hotupgrade.plan.loops.resolve import resolve_loops
 from hotupgrade.plan.model import Comparison, Image, ModulePlan
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.prototypes import changed_prototypes, prototype_reasons
@@ -38,6 +41,7 @@ class Candidate:
     refusals: list[Reason] = field(default_factory=list)
     notes: list[Reason] = field(default_factory=list)
     concerns: list[Concern] = field(default_factory=list)
+    loops: list[LoopPlan] = field(default_factory=list)
 
     @property
     def nothing_to_do(self) -> bool:
@@ -106,9 +110,14 @@ def images_of(module: Module, record: ModuleRecord | None, cache: Cache) -> tupl
 
 
 def examine(
-    session: Session, files: Sequence[Path], named: Mapping[str, Path], options: PlanOptions, cache: Cache
+    session: Session,
+    files: Sequence[Path],
+    named: Mapping[str, Path],
+    options: PlanOptions,
+    cache: Cache,
+    profiles: Sequence[LoopProfile] = (),
 ) -> list[Candidate]:
-    """Open and compare all new builds and give the verdict on each.
+    """Open and compare all new builds and give the verdict on each.  ``profiles``: of loops that never return.
 
     Raises:
         Refused: a file cannot be used at all, or matches no module.
@@ -129,6 +138,10 @@ def examine(
             candidate.refusals, candidate.notes = verdict(images, current, build, candidate.comparisons, options)
             candidate.concerns = concerns_cached(candidate.comparison, cache)
             candidate.notes += hints(candidate.concerns)
+            candidate.loops, refusals = resolve_loops(
+                candidate.module.name, images, current, build, candidate.comparisons, profiles
+            )
+            candidate.refusals += refusals
             candidate.refusals += unwinding.refusals(candidate.module.name, [images[0].build, build], session.modules)
     _judge_prototypes(session.modules, candidates)
     return candidates

@@ -47,6 +47,8 @@ def _images(agent: Agent, ledger: Ledger, modules: tuple[Module, ...]) -> list[O
     """Images that were mapped for a commit that never came."""
     process = agent.process
     known = {image.start for module in ledger.modules for image in module.images}
+    known |= {start for generation in ledger.generations for start, _ in generation.stubs}
+    known |= {start for start, _ in ledger.unsettled.stubs} if ledger.unsettled else set()
     orphans: dict[tuple[int, str], list[Mapping]] = {}
     for mapping in process.maps():
         if mapping.path.startswith(f"/memfd:{NAME}:"):

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
 from hotupgrade.target.agent import call
+from hotupgrade.target.moves import bring_moves
 from hotupgrade.target.request import Forbidden, Hook, StopReport, Word
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.upgrade import documents, journal
-from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size
+from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size, unwinder_of
 from hotupgrade.upgrade.documents import Document
-from hotupgrade.upgrade.ledger import Generation, Ledger, read_ledger, unpack_words
+from hotupgrade.upgrade.ledger import Generation, Ledger, Unsettled, read_ledger, unpack_words
 from hotupgrade.upgrade.recover import recover
+from hotupgrade.upgrade.restart import Restart, ThreadRestart, failures, with_loops
 from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.settle import settle
 from hotupgrade.upgrade.trust import own_folder
 from hotupgrade.upgrade.words import reverse
+
+#: How long sleepers are waited for whose first call in the code in force is to be skipped, in seconds.
+SLEEPERS_S = 1.0
 
 
 def rollback(pid: int, timeout: float = 10.0) -> Document:
@@ -40,6 +49,7 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
             )
         own_folder(journal.state_folder())
         recover(session.require_agent(timeout), session.ledger, session.modules)
+        settle(session, session.require_agent(timeout), timeout)
         generation = session.ledger.generations[-1]
         if generation.one_way:
             raise Refused(
@@ -50,16 +60,16 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
                     "nothing that takes back what that did: the old code would find old state",
                 )
             )
-        report, change, prepare_us, cleanup_us = _undo(session, generation, timeout, begin)
+        done = _undo(session, generation, timeout, begin)
         document = documents.head("rollback", pid, session.process.name)
-        after = _without_last(session.ledger)
+        after = session.ledger
         document |= {
             "from_generation": generation.number,
             "generation": after.generation,
             "reasons": [],
             "modules": [{"name": m.name, "build_id": _build_in_force(after, m.name)} for m in generation.modules],
-            **documents.stopped(report, prepare_us, cleanup_us),
-            "edits": change.numbers(),
+            **documents.stopped(done.report, done.prepare_us, done.cleanup_us, done.restarted, done.settling),
+            "edits": done.change.numbers(),
         }
         journal.append(
             {
@@ -81,20 +91,69 @@ def undo_last(session: Session, timeout: float) -> None:
     _undo(session, session.ledger.generations[-1], timeout, time.monotonic())
 
 
-def _undo(
-    session: Session, generation: Generation, timeout: float, begin: float
-) -> tuple[StopReport, Change, float, float]:
-    agent = session.require_agent(timeout)
-    change = Change(
+@dataclass(frozen=True)
+class _Done:
+    report: StopReport
+    change: Change
+    prepare_us: float
+    cleanup_us: float
+    restarted: Sequence[ThreadRestart] = ()
+    settling: StopReport | None = None
+
+
+def _undo(session: Session, generation: Generation, timeout: float, begin: float) -> _Done:
+    """Take a generation back; if a thread does not come along, put it in force again."""
+    there = session.ledger
+    done, restart = _switch(session, _undone(generation), _without_last(there), generation, timeout, begin)
+    if restart is None:
+        return done
+    try:
+        restarted, settling = conclude(session, restart, timeout)
+    except NotNow:
+        redone = msgspec.structs.replace(there, unsettled=_unsettled(generation, last=False))
+        try:
+            _, again = _switch(session, _redone(generation), redone, generation, timeout, time.monotonic())
+            if again is not None:
+                conclude(session, again, timeout)
+        except NotNow as problem:
+            raise in_force(problem) from problem
+        raise
+    return dataclasses.replace(done, restarted=restarted, settling=settling)
+
+
+def _undone(generation: Generation) -> Change:
+    return Change(
         reverse([Word(*word) for word in unpack_words(generation.data)]),
         reverse([Word(*word) for word in unpack_words(generation.code)]),
         [Forbidden(low, high, name) for low, high, name in generation.forbidden],
         [Hook(call(address, *arguments), name) for address, arguments, name in generation.hooks],
     )
+
+
+def _redone(generation: Generation) -> Change:
+    """For a rollback that failed half-way: nothing but threads in loops has run in the old code, for a moment."""
+    code = [Word(*word) for word in unpack_words(generation.code)]
+    sides = [bounds for loop in generation.loops for side in loop.sides for bounds in side.ranges]
+    return Change(
+        [Word(*word) for word in unpack_words(generation.data)],
+        code,
+        [Forbidden(low, high, "a loop") for low, high in sides],
+    )
+
+
+def _switch(
+    session: Session, plain: Change, ledger: Ledger, generation: Generation, timeout: float, begin: float
+) -> tuple[_Done, Restart | None]:
+    agent = session.require_agent(timeout)
+    change, restart = plain, None
+    if generation.loops:
+        restart = Restart(agent, bring_moves(agent), generation.loops, unwinder_of(session), session.clocks)
+        code = sorted([*plain.code, *restart.arming()], key=lambda word: word.address)
+        change = dataclasses.replace(plain, code=code, forbidden=with_loops(plain.forbidden, generation.loops))
     with Scratch(agent, scratch_size(session, change)) as scratch:
-        commit = Commit(session, agent, scratch, change)
+        commit = Commit(session, agent, scratch, change, restart)
         try:
-            commit.prepare(_without_last(session.ledger))
+            commit.prepare(ledger)
             prepare_us = elapsed_us(begin)
             report = commit.stop(timeout)
         except BaseException as problem:
@@ -106,7 +165,23 @@ def _undo(
         after = time.monotonic()
         commit.finish(timeout)
         commit.verify()
-    return report, change, prepare_us, elapsed_us(after)
+    session.ledger = ledger
+    return _Done(report, plain, prepare_us, elapsed_us(after)), restart
+
+
+def conclude(session: Session, restart: Restart, timeout: float) -> tuple[list[ThreadRestart], StopReport | None]:
+    """After the stop: what became of the threads, and the further stop that settles.
+
+    Raises:
+        NotNow: a thread did not come along; what it was asked for is taken back, the code in force is not.
+    """
+    restart.finish()
+    restart.wait_for_sleepers(SLEEPERS_S)
+    threads = restart.outcome()
+    wrong = list(failures(session.process.pid, threads))
+    if wrong:
+        raise NotNow(wrong[0])
+    return threads, settle(session, session.require_agent(timeout), timeout)
 
 
 def _without_last(ledger: Ledger) -> Ledger:
@@ -115,7 +190,13 @@ def _without_last(ledger: Ledger) -> Ledger:
     last = ledger.generations[-1]
     previous = {item.name: item.previous for item in last.modules}
     modules = [msgspec.structs.replace(m, current=previous.get(m.name, m.current)) for m in ledger.modules]
-    return msgspec.structs.replace(ledger, modules=modules, generations=ledger.generations[:-1])
+    return msgspec.structs.replace(
+        ledger, modules=modules, generations=ledger.generations[:-1], unsettled=_unsettled(last, last=True)
+    )
+
+
+def _unsettled(generation: Generation, *, last: bool) -> Unsettled | None:
+    return Unsettled(loops=generation.loops, stubs=generation.stubs, last=last) if generation.stubs else None
 
 
 def _build_in_force(ledger: Ledger, name: str) -> str:

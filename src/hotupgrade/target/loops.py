@@ -1,0 +1,207 @@
+"""Where a thread stands in the loop that it was started with: proven from its stack, without stopping it.
+
+The outermost frames of a thread do not move while it is in its loop.  The proof has three parts.  The thread's own
+memory names the loop as the function that it was started with, next to the argument.  A return address into the loop
+lies on the stack just where the loop's frame information puts one.  And from the slot that the loop returns through, the
+frame information of all that called it leads to the thread's very beginning, by an exact unwinder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hotupgrade.binary.frames import KEPT, RBP, RSP, NoFrameError, Row
+from hotupgrade.errors import NotNow, Reason
+from hotupgrade.target.backtrace import Unwinder
+from hotupgrade.target.maps import mapping_at
+from hotupgrade.target.process import Process, ThreadState
+
+_SYS_GET_ROBUST_LIST = 274
+#: glibc's struct pthread is smaller, in bytes (nptl/descr.h), and the loop's frame is not further down.
+_PTHREAD, _WINDOW = 0xA00, 512 << 10
+#: The registers that a call keeps, in the order in which the agent has them.
+KEPT_ORDER = tuple(number for number in (3, 6, 12, 13, 14, 15) if number in KEPT)
+
+Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopCode:
+    """A loop as it is in the process: ``home`` is the address that stands for it, ``ranges`` [low, high) are its code in
+    force, ``sleeps`` the return addresses of the calls that its threads sleep in."""
+
+    function: str
+    home: int
+    ranges: tuple[tuple[int, int], ...]
+    sleeps: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Asleep:
+    """The thread is inside a call of the loop: that returns through ``slot``, which holds ``back``; ``kept`` says where
+    the loop's frame has its caller's registers (in :data:`KEPT_ORDER`; 0: it has not saved that)."""
+
+    slot: int
+    back: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InLoop:
+    """A thread in its loop, which returns through ``slot``, which holds ``back``."""
+
+    tid: int
+    tcb: int
+    loop: int  # index
+    slot: int
+    back: int
+    argument: int
+    asleep: Asleep | None
+
+
+def thread_pointer(process: Process, tid: int) -> int | None:
+    """The address of a thread's control block, which is its ``pthread_t``.
+
+    The kernel knows each thread's list of robust mutexes, which glibc keeps in that very block (nptl/descr.h); the
+    block begins with a pointer to itself (sysdeps/x86_64/nptl/tls.h).  None: not a thread of glibc.
+    """
+    head, size = ctypes.c_void_p(), ctypes.c_size_t()
+    if _libc().syscall(_SYS_GET_ROBUST_LIST, tid, ctypes.byref(head), ctypes.byref(size)) != 0 or not head.value:
+        return None
+    mapping = mapping_at(process.maps(), head.value)
+    if mapping is None:
+        return None
+    low = max(mapping.start, head.value - _PTHREAD & ~15)
+    words = np.frombuffer(process.read(low, (head.value - low) // 16 * 16), np.uint64)
+    for index in range(len(words) - 2, -1, -2):
+        at = low + 8 * index
+        if words[index] == at and index + 2 < len(words) and words[index + 2] == at:
+            return at
+    return None
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+class LoopFinder:
+    """Looks for threads in loops.  ``led``: return addresses that were replaced, by the slot that they belong in."""
+
+    def __init__(self, process: Process, unwinder: Unwinder, loops: Sequence[LoopCode], led: dict[int, int]) -> None:
+        self._process = process
+        self._unwinder = unwinder
+        self._loops = loops
+        self._led = led
+        self._rows: dict[int, Row | None] = {}
+
+    def find(self, thread: ThreadState) -> InLoop | None:
+        """The loop that a thread was started with and is in; None if that is none of these.
+
+        Raises:
+            NotNow: it was started with one of them, but it cannot be proven where its frame is.
+        """
+        tcb = thread_pointer(self._process, thread.tid)
+        mapping = None if tcb is None else mapping_at(self._process.maps(), tcb)
+        if tcb is None or mapping is None:
+            return None
+        low = max(mapping.start, tcb - _WINDOW)
+        words = np.frombuffer(self._process.read(low, (min(tcb + _PTHREAD, mapping.end) - low) // 8 * 8), np.uint64)
+        for index, loop in enumerate(self._loops):
+            starts = np.flatnonzero(words[:-1] == np.uint64(loop.home))
+            pairs = [(low + 8 * int(at), int(words[at + 1])) for at in starts]
+            if pairs:
+                return self._in_loop(thread, tcb, index, words[: (tcb - low) // 8], low, pairs)
+        return None
+
+    def _in_loop(
+        self, thread: ThreadState, tcb: int, index: int, words: Words, low: int, pairs: Sequence[tuple[int, int]]
+    ) -> InLoop:
+        loop = self._loops[index]
+        inside = np.zeros(len(words), np.bool_)
+        for first, end in loop.ranges:
+            inside |= (words > first) & (words < end)
+        calls: dict[int, list[tuple[int, int, Row]]] = {}
+        for at in np.flatnonzero(inside).tolist():
+            place, back = low + 8 * at, int(words[at])
+            row = self._row(back)
+            slot = None if row is None else self._slot(row, words, at, low)
+            if row is not None and slot is not None and place < slot < tcb and slot % 8 == 0:
+                calls.setdefault(slot, []).append((place, back, row))
+        proven = [slot for slot, found in calls.items() if self._leads_out(slot, found[0], words, low)]
+        if len(proven) != 1:
+            raise _unproven(self._process.pid, thread, loop, f"{len(proven)} places could be its frame")
+        slot = proven[0]
+        arguments = {argument for place, argument in pairs if place > slot}
+        if len(arguments) != 1:
+            raise _unproven(self._process.pid, thread, loop, f"{len(arguments)} values could be its argument")
+        asleep = self._asleep(thread, loop, slot, calls[slot])
+        return InLoop(thread.tid, tcb, index, slot, self._back(slot), arguments.pop(), asleep)
+
+    def _asleep(
+        self, thread: ThreadState, loop: LoopCode, slot: int, calls: Sequence[tuple[int, int, Row]]
+    ) -> Asleep | None:
+        if not thread.asleep or thread.sp is None:
+            return None
+        # Of what was left there by calls that have ended, nothing is above the stack pointer but in the loop's own frame.
+        live = [call for call in calls if call[0] >= thread.sp]
+        if not live:
+            return None
+        place, back, row = min(live)
+        if back not in loop.sleeps:
+            return None
+        kept = [row.saved.get(number, 0) for number in KEPT_ORDER]
+        if not all(isinstance(where, int) for where in kept):
+            return None
+        return Asleep(place, back, tuple(slot + 8 + where if isinstance(where, int) and where else 0 for where in kept))
+
+    def _row(self, back: int) -> Row | None:
+        if back not in self._rows:
+            try:
+                self._rows[back] = self._unwinder.row(back - 1)
+            except (NoFrameError, NotNow, ValueError, KeyError):
+                self._rows[back] = None
+        return self._rows[back]
+
+    @staticmethod
+    def _slot(row: Row, words: Words, at: int, low: int) -> int | None:
+        """The slot that the loop returns through, as the frame information of a call in it says."""
+        if isinstance(row.cfa, bytes):
+            return None
+        register, offset = row.cfa
+        place = low + 8 * at
+        if register == RSP:
+            return place + 8 + offset - 8
+        if register == RBP and at > 0:
+            return (
+                int(words[at - 1]) + offset - 8
+            )  # what is called has saved it right below, if it has such a frame, too
+        return None
+
+    def _leads_out(self, slot: int, call: tuple[int, int, Row], words: Words, low: int) -> bool:
+        """From the loop's caller on, the unwinder reaches the beginning of the thread."""
+        registers = {RSP: slot + 8}
+        for number in KEPT_ORDER:
+            where = call[2].saved.get(number)
+            at = slot + 8 + where if isinstance(where, int) else None
+            if at is not None and low <= at < low + 8 * len(words):
+                registers[number] = int(words[(at - low) // 8])
+        back = self._back(slot)
+        return self._unwinder.return_slots(back - 1, registers) is not None
+
+    def _back(self, slot: int) -> int:
+        return self._led.get(slot) or self._process.read_word(slot)
+
+
+def _unproven(pid: int, thread: ThreadState, loop: LoopCode, why: str) -> NotNow:
+    text = (
+        f"process {pid}: thread {thread.tid} ({thread.name}) was started with {loop.function}, which has changed, but it "
+        f"cannot be proven where its frame lies ({why}), so it cannot be restarted"
+    )
+    return NotNow(Reason("loop-unproven", str(thread.tid), text))

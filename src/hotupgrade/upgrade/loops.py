@@ -1,0 +1,172 @@
+"""Loops as the ledger has them: absolute addresses, and stubs through which their calls can come by the agent."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hotupgrade.errors import Reason, Refused
+from hotupgrade.plan.entries import JUMP_SIZE
+from hotupgrade.plan.loops.model import LoopPlan, LoopSide, Place, Site, SiteKind
+from hotupgrade.target.moves import MOST_SITES
+from hotupgrade.target.process import Process
+from hotupgrade.upgrade.ledger import Ledger, LoopRecord, PlaceRecord, SideRecord, SiteRecord
+from hotupgrade.upgrade.prepare import Planned
+from hotupgrade.upgrade.scene import LiveScene
+
+#: "push $imm32; jmp *slot(%rip)", padded; the slot holds the address of the agent's gate.
+_STUB = struct.Struct("<BiBBi5x")
+_PUSH, _JUMP_THROUGH = 0x68, (0xFF, 0x25)
+_CALL = 0xE8
+
+
+@dataclass(frozen=True)
+class Stubs:
+    """Code at ``start``: one stub for each site."""
+
+    start: int
+    code: bytes
+
+
+def stubs_size(plans: Sequence[LoopPlan]) -> int:
+    """Bytes that the stubs of these loops take."""
+    return _STUB.size * sum(len(side.sites) for plan in plans for side in (*plan.sides.values(), plan.new)) + 8
+
+
+def free_sites(ledger: Ledger, count: int) -> int:
+    """The first of ``count`` rows for sites that no generation uses.
+
+    Raises:
+        Refused: there are not so many.
+    """
+    loops = [loop for generation in ledger.generations for loop in generation.loops]
+    first = max((site.index + 1 for loop in loops for site in loop.sites), default=0)
+    if first + count > MOST_SITES:
+        text = "the upgrades that are in force have used up the rows for calls of loops; roll some of them back first"
+        raise Refused(Reason("too-many-loops", "", text))
+    return first
+
+
+def record_loops(
+    item: Planned, plans: Sequence[LoopPlan], scene: LiveScene, process: Process, first: int, start: int, gate: int
+) -> tuple[list[LoopRecord], Stubs]:
+    """Records of a module's loops, and the stubs for their calls.  The new image must be in its place.
+
+    Args:
+        first: number of the first row for calls.
+        start: where the stubs will be.
+        gate: the agent's address that they lead to.
+
+    Raises:
+        Refused: a loop cannot be had in this process.
+    """
+    numbers = iter(range(first, MOST_SITES))
+    stubs = iter(range(start, start + stubs_size(plans), _STUB.size))
+    records = [_Recorder(item, plan, scene, process, numbers, stubs).record() for plan in plans]
+    sites = sorted((site for record in records for site in record.sites), key=lambda site: site.stub)
+    slot = start + _STUB.size * len(sites)
+    code = b"".join(
+        _STUB.pack(_PUSH, site.index, *_JUMP_THROUGH, slot - (start + _STUB.size * number + 11))
+        for number, site in enumerate(sites)
+    )
+    return records, Stubs(start, code + struct.pack("<Q", gate))
+
+
+class _Recorder:
+    def __init__(
+        self,
+        item: Planned,
+        plan: LoopPlan,
+        scene: LiveScene,
+        process: Process,
+        numbers: Iterator[int],
+        stubs: Iterator[int],
+    ) -> None:
+        self._item = item
+        self._plan = plan
+        self._scene = scene
+        self._process = process
+        self._numbers = numbers
+        self._stubs = stubs
+
+    def record(self) -> LoopRecord:
+        plan, images = self._plan, self._item.candidate.images
+        placed = self._item.plan.placed
+        sides = [(images[index].base, side) for index, side in sorted(plan.sides.items())]
+        home = sides[0][0] + sides[0][1].entry
+        if all((base + side.entry) != placed.base + plan.new.entry for base, side in sides):
+            row = placed.build.row_at(plan.new.entry)
+            if placed.placed is None or row in placed.placed:
+                sides.append((placed.base, plan.new))
+        return LoopRecord(
+            function=plan.function,
+            home=home,
+            door=plan.door.value,
+            hold_main=plan.hold_main,
+            one_by_one=plan.one_by_one,
+            sides=[_side(base, side) for base, side in sides],
+            sites=[self._site(base, side, site) for base, side in sides for site in side.sites if _passes(site)],
+            pairs=[(pair.clean, pair.setup) for pair in plan.pairs],
+            ask=[(_place(store.place), store.value) for store in plan.ask],
+            clear=[(_place(store.place), store.value) for store in plan.clear],
+            wake=[(self._function(name), _place(place)) for name, place in plan.wake],
+            leaving=_place(plan.leaving) if plan.leaving else None,
+            latch=_place(plan.latch) if plan.latch else None,
+            flag=self._flag() if plan.flag else 0,
+            thread=_place(plan.thread) if plan.thread else None,
+            limit_us=plan.limit_us,
+        )
+
+    def _site(self, base: int, side: LoopSide, site: Site) -> SiteRecord:
+        address = base + site.vaddr
+        content = self._process.read(address, 5)
+        if content[0] != _CALL or (site.vaddr < side.entry + JUMP_SIZE + 3 and site.vaddr >= side.entry):
+            text = (
+                f"the call of {site.name} in {self._plan.function} (at {address:#x}) is not what the file has, or is so "
+                f"near to the function's entry that a jump there would be in its way"
+            )
+            raise Refused(Reason("loop-profile-mismatch", self._plan.function, text))
+        return SiteRecord(
+            address=address,
+            plain=int.from_bytes(content[1:], "little"),
+            stub=next(self._stubs),
+            index=next(self._numbers),
+            kind=site.kind.value,
+            pair=max(site.pair, 0),
+            returns=site.value,
+        )
+
+    def _function(self, name: str) -> int:
+        address = self._scene.resolve(name, "")
+        if address is None:
+            text = f"{self._plan.function}: its profile has {name} called, which the process does not have"
+            raise Refused(Reason("loop-profile-mismatch", self._plan.function, text))
+        return address
+
+    def _flag(self) -> int:
+        """The home of the variable."""
+        candidate = self._item.candidate
+        row = candidate.new.row_at(self._plan.flag_vaddr)
+        for image, comparison in zip(candidate.images, candidate.comparisons, strict=True):
+            old = -1 if row is None else int(comparison.old_of[row])
+            if old >= 0:
+                return image.base + int(image.build.entities.address[old])
+        text = f"{self._plan.function}: the running build has no {self._plan.flag}"
+        raise Refused(Reason("loop-profile-mismatch", self._plan.function, text))
+
+
+def _passes(site: Site) -> bool:
+    return site.kind is not SiteKind.SLEEP
+
+
+def _side(base: int, side: LoopSide) -> SideRecord:
+    return SideRecord(
+        entry=base + side.entry,
+        ranges=[(base + low, base + high) for low, high in side.ranges],
+        sleeps=[base + site.vaddr + 5 for site in side.sites if site.kind is SiteKind.SLEEP],
+    )
+
+
+def _place(place: Place) -> PlaceRecord:
+    return PlaceRecord(offsets=list(place.offsets), size=place.size, path=place.path)

@@ -1,0 +1,405 @@
+"""Threads whose loop changed are restarted: led out of it by its own door, and into it again in the code in force.
+
+Everything is made ready before the stop.  At the commit, the slot that a loop returns through is made to lead to the
+agent's landing, together with all other words.  Then the main thread, which stands still meanwhile and so keeps out
+what could interfere, asks one thread after the other to leave, and waits: none of this needs the tool any more.  A
+thread that lands enters the loop again at its home, which leads to the code in force, whichever that is.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from hotupgrade.errors import NotNow, Reason
+from hotupgrade.plan.entries import JUMP_SIZE, jump_target
+from hotupgrade.plan.loops.model import Door, SiteKind
+from hotupgrade.target import abi
+from hotupgrade.target.agent import Agent, Operation, call, system_call
+from hotupgrade.target.backtrace import Unwinder
+from hotupgrade.target.clock import Reading, ticks_per_us
+from hotupgrade.target.loops import InLoop, LoopCode, LoopFinder
+from hotupgrade.target.moves import MoveTable
+from hotupgrade.target.process import Process, ThreadState
+from hotupgrade.target.request import Departure, Forbidden, Standing, Word
+from hotupgrade.upgrade.ledger import LoopRecord, PlaceRecord, SideRecord
+
+SYS_READ, SYS_WRITE = 0, 1
+#: A thread that has left its loop waits no longer than this for the others of its group, in ns.
+_PATIENCE_NS = 20_000_000_000
+_SITE_KINDS = {SiteKind.CLEAN: abi.SiteKind.CLEAN, SiteKind.SETUP: abi.SiteKind.SETUP, SiteKind.WORK: abi.SiteKind.WORK}
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRestart:
+    """What became of one thread.  Times in µs; None where they do not apply.
+
+    ``state`` is arrived, sleeping (it enters the code in force when its sleep ends), stayed (it did not leave),
+    or gone (the program itself has ended it meanwhile).  ``out_us``: from being asked to having left, ``in_us``: from
+    there to the first work, or sleep, in the code in force; ``gap_us``: from the begin of the last work before to that
+    of the first after.
+    """
+
+    tid: int
+    function: str
+    door: str
+    state: str
+    begin_us: float | None = None  # when it was asked, after the stop began
+    out_us: float | None = None
+    in_us: float | None = None
+    gap_us: float | None = None
+    skipped: tuple[str, ...] = ()
+    unbalanced: tuple[str, ...] = ()
+
+
+@dataclass
+class _Group:
+    """Threads that leave by one door together."""
+
+    loop: LoopRecord
+    threads: list[InLoop] = field(default_factory=list)
+    loops: list[LoopRecord] = field(default_factory=list)  # of each thread: those that share a latch may differ
+
+
+class Restart:
+    """The restarts of one stop.  A :class:`hotupgrade.target.request.Mover`."""
+
+    def __init__(
+        self, agent: Agent, table: MoveTable, loops: Sequence[LoopRecord], unwinder: Unwinder, clocks: Reading
+    ) -> None:
+        self._agent = agent
+        self._process: Process = agent.process
+        self._table = table
+        self._loops = loops
+        self._unwinder = unwinder
+        self._clocks = clocks
+        self._placed: list[tuple[int, LoopRecord, InLoop]] = []
+        self._released: list[int] = []
+
+    # The calls that come by the agent
+
+    def arming(self) -> list[Word]:
+        """What makes the loops' calls come by the agent.  Their rows in its table are written here."""
+        for loop in self._loops:
+            for site in loop.sites:
+                row = abi.Site(
+                    real=(site.address + 5 + _signed(site.plain)) & _MASK,
+                    kind=_SITE_KINDS[SiteKind(site.kind)],
+                    pair=1 << site.pair,
+                    alone=int(site.kind == SiteKind.SETUP and not loop.pairs[site.pair][0]),
+                    returns=int(site.returns is not None),
+                    value=(site.returns or 0) & _MASK,
+                )
+                self._table.put_site(site.index, row)
+        return site_words(self._process, self._loops, armed=True)
+
+    # At every attempt to stop
+
+    def depart(self, threads: Sequence[ThreadState]) -> Departure:
+        """See :class:`hotupgrade.target.request.Mover`."""
+        self._table.forget({thread.tid for thread in threads})
+        led = {int(row.slot): row for row in self._table.led_here()}
+        codes = [_code(self._process, loop) for loop in self._loops]
+        finder = LoopFinder(self._process, self._unwinder, codes, {slot: int(row.back) for slot, row in led.items()})
+        standing: dict[int, Standing] = {}
+        found: list[InLoop] = []
+        for thread in threads:
+            settled = next((row for row in led.values() if row.tid == thread.tid), None)
+            if settled is not None:
+                # It is led to the code in force already, or stays where it is.
+                number = next((k for k, loop in enumerate(self._loops, 1) if loop.home == settled.entry), 0)
+                standing[thread.tid] = Standing(number)
+                continue
+            place = None if thread.tid == self._process.pid else finder.find(thread)
+            if place is None:
+                continue
+            if Door(self._loops[place.loop].door) is Door.SLEEP and place.asleep is None:
+                raise _at_work(self._process.pid, thread, self._loops[place.loop])
+            standing[thread.tid] = Standing(
+                place.loop + 1, place.asleep.slot if self._drops(place) and place.asleep else 0
+            )
+            found.append(place)
+        return self._prepared(found, standing)
+
+    def _drops(self, place: InLoop) -> bool:
+        return Door(self._loops[place.loop].door) is Door.SLEEP
+
+    def _prepared(self, found: Sequence[InLoop], standing: dict[int, Standing]) -> Departure:
+        words = self._unasked()
+        groups: dict[object, _Group] = {}
+        self._placed = []
+        for place in found:
+            loop = self._loops[place.loop]
+            self._require_own(loop, place)
+            group = groups.setdefault(self._key(loop, place), _Group(loop))
+            group.threads.append(place)
+            group.loops.append(loop)
+        after: list[list[Operation]] = []
+        patience = 0.0
+        for group in groups.values():
+            first = self._table.put(
+                [self._row(group, place, loop) for place, loop in zip(group.threads, group.loops, strict=True)]
+            )
+            for index, (place, loop) in enumerate(zip(group.threads, group.loops, strict=True)):
+                self._placed.append((first + index, loop, place))
+                slot = place.asleep if self._drops(place) and place.asleep else place
+                words.append(Word(slot.slot, slot.back, self._table.landing))
+            if Door(group.loop.door) is not Door.SLEEP:
+                after.append(self._operations(group, first))
+                patience += 2 * group.loop.limit_us / 1e6
+        return Departure(standing, words, [operation for group in after for operation in group], patience)
+
+    def _key(self, loop: LoopRecord, place: InLoop) -> object:
+        door = Door(loop.door)
+        if door is Door.LATCH and loop.latch is not None:
+            return door, self._at(loop.latch, place.argument)
+        if door is Door.FLAG:
+            return door, loop.flag
+        if door is Door.FIELDS and not loop.one_by_one:
+            return door, loop.home
+        return door, place.tid
+
+    def _require_own(self, loop: LoopRecord, place: InLoop) -> None:
+        """The argument names the thread that it belongs to."""
+        if loop.thread is None:
+            return
+        at = self._at(loop.thread, place.argument)
+        if self._process.read_word(at) != place.tcb:
+            text = (
+                f"process {self._process.pid}: {loop.thread.path} of the argument of {loop.function} does not name "
+                f"thread {place.tid}, so it cannot be proven whose argument that is"
+            )
+            raise NotNow(Reason("loop-unproven", str(place.tid), text))
+
+    def _row(self, group: _Group, place: InLoop, loop: LoopRecord) -> abi.Move:
+        drops = place.asleep if self._drops(place) else None
+        row = abi.Move(
+            state=abi.MoveState.WAITING,
+            tid=place.tid,
+            tcb=place.tcb,
+            slot=drops.slot if drops else place.slot,
+            back=drops.back if drops else place.back,
+            drop=place.slot if drops else 0,
+            entry=loop.home,
+            argument=place.argument,
+            together=int(Door(group.loop.door) in (Door.LATCH, Door.FLAG) or len(group.threads) > 1),
+            works=int(_is_told(loop, drops is not None)),
+            leaving=self._at(loop.leaving, place.argument) if loop.leaving else 0,
+            clears=min(len(loop.clear), 2),
+            patience_ns=time.monotonic_ns() + _PATIENCE_NS,
+        )
+        for index, address in enumerate(drops.kept if drops else ()):
+            row.kept[index] = address
+        for index, (where, value) in enumerate(loop.clear[:2]):
+            row.clear_address[index] = self._at(where, place.argument)
+            row.clear_size[index], row.clear_value[index] = where.size, value
+        return row
+
+    def _operations(self, group: _Group, first: int) -> list[Operation]:
+        """Ask, wait, let in; and what takes it back.  The last operation ends the list."""
+        loop, count = group.loop, len(group.threads)
+        limit = int(loop.limit_us * ticks_per_us(self._clocks))
+        undo = [*self._put_back(group), *self._clear(group)]
+        undo += [Operation(abi.OpKind.REVOKE, first, (count,)), Operation(abi.OpKind.ENTER, first, (count,))]
+        undo.append(Operation(abi.OpKind.END))
+        going = [Operation(abi.OpKind.ASK, first, (count,)), *self._ask(group)]
+        entering = [*self._put_back(group), Operation(abi.OpKind.ENTER, first, (count,))]
+        # Distances to the first operation of "undo".
+        going.append(Operation(abi.OpKind.LAND, first, (count, limit, len(entering) + 3)))
+        going += entering
+        going.append(Operation(abi.OpKind.ARRIVE, first, (count, limit, 2)))
+        return [*going, Operation(abi.OpKind.SKIP, len(undo)), *undo]
+
+    def _ask(self, group: _Group) -> list[Operation]:
+        operations = []
+        for place, loop in zip(group.threads, group.loops, strict=True):
+            for where, value in loop.ask:
+                operations.append(_store(self._at(where, place.argument), where.size, value))
+            for function, where in loop.wake:
+                operations.append(call(function, self._process.read_word(self._at(where, place.argument))))
+        if (fds := self._latch(group)) is not None:
+            operations.append(system_call(SYS_WRITE, fds[1], self._agent.mailbox_address, 1, fatal=False))
+        if group.loop.flag:
+            operations.append(_store(group.loop.flag, 4, 1))
+        return operations
+
+    def _put_back(self, group: _Group) -> list[Operation]:
+        """What all of a group were asked by; each thread clears by itself what is its own."""
+        operations = []
+        if (fds := self._latch(group)) is not None:
+            operations.append(system_call(SYS_READ, fds[0], self._table.spare, 1, fatal=False))
+        if group.loop.flag:
+            operations.append(_store(group.loop.flag, 4, 0))
+        return operations
+
+    def _clear(self, group: _Group) -> list[Operation]:
+        return [
+            _store(self._at(where, place.argument), where.size, value)
+            for place, loop in zip(group.threads, group.loops, strict=True)
+            for where, value in loop.clear
+        ]
+
+    def _latch(self, group: _Group) -> tuple[int, int] | None:
+        """The ends of the latch's pipe, for reading and for writing."""
+        if group.loop.latch is None:
+            return None
+        raw = self._process.read(self._at(group.loop.latch, group.threads[0].argument), 8)
+        read_end, write_end = struct.unpack("<ii", raw)
+        return read_end, write_end
+
+    def _at(self, place: PlaceRecord, argument: int) -> int:
+        at = argument
+        for index, offset in enumerate(place.offsets):
+            at = (self._process.read_word(at) if index else at) + offset
+        return at
+
+    # After the stop
+
+    def wait_for_sleepers(self, seconds: float) -> None:
+        """Wait, for a while, for sleepers whose first call in the new code is to be skipped."""
+        limit = time.monotonic() + seconds
+        wanted = [i for i, loop, p in self._placed if self._drops(p) and _is_told(loop, drops=True)]
+        while wanted and time.monotonic() < limit:
+            rows = self._table.rows()
+            if not any(rows[i].state in (abi.MoveState.WAITING, abi.MoveState.ENTERED) for i in wanted):
+                return
+            time.sleep(0.002)
+
+    def outcome(self) -> list[ThreadRestart]:
+        """What became of each thread."""
+        rows = self._table.rows()
+        rate = ticks_per_us(self._clocks)
+        begin = int(self._agent.mailbox().stamps[abi.Stamp.BEGIN])
+        return [_restarted(rows[index], loop, place, rate, begin) for index, loop, place in self._placed]
+
+    def finish(self) -> None:
+        """After a stop that was made: rows of slots that it has given back are free."""
+        for index in self._released:
+            self._table.set_state(index, abi.MoveState.FREE)
+
+    def _unasked(self) -> list[Word]:
+        """Slots of threads that were never asked to leave, and so can have their return address back."""
+        words = []
+        self._released = []
+        for index, row in enumerate(self._table.rows()):
+            if row.state == abi.MoveState.WAITING and not row.drop:
+                words.append(Word(int(row.slot), self._table.landing, int(row.back)))
+                self._released.append(index)
+        return words
+
+
+_MASK = (1 << 64) - 1
+
+
+def _is_told(loop: LoopRecord, drops: bool) -> bool:
+    """Whether the thread itself tells that it has arrived: by working, or by a call that it skips."""
+    if drops:
+        return any(site.kind == SiteKind.SETUP for site in loop.sites)
+    return any(site.kind == SiteKind.WORK for site in loop.sites)
+
+
+def _restarted(row: abi.Move, loop: LoopRecord, place: InLoop, rate: float, begin: int) -> ThreadRestart:
+    states = {abi.MoveState.ARRIVED: "arrived", abi.MoveState.ENTERED: "arrived", abi.MoveState.FREE: "gone"}
+    drops = bool(row.drop)
+    state = (
+        "sleeping" if drops and row.state == abi.MoveState.WAITING else states.get(abi.MoveState(row.state), "stayed")
+    )
+    if row.state == abi.MoveState.ENTERED and _is_told(loop, drops) and not drops:
+        state = "stayed"  # in the new code, but nobody has seen it work there
+    names = [clean or setup for clean, setup in loop.pairs]
+    skipped = int(row.set_up)
+    arrived = int(row.arrived or row.entered)
+    return ThreadRestart(
+        place.tid,
+        loop.function,
+        loop.door,
+        state,
+        (row.asked - begin) / rate if row.asked else None,
+        (row.left - row.asked) / rate if row.asked and row.left else None,
+        (arrived - row.left) / rate if row.left and arrived else None,
+        (row.arrived - row.worked) / rate if row.worked and row.arrived else None,
+        tuple(name for bit, name in enumerate(names) if skipped >> bit & 1),
+        tuple(name for bit, name in enumerate(names) if int(row.cleaned) >> bit & 1 and not skipped >> bit & 1),
+    )
+
+
+def _store(address: int, size: int, value: int) -> Operation:
+    return Operation(abi.OpKind.STORE, address, (size, value))
+
+
+def _signed(displacement: int) -> int:
+    return (displacement & 0xFFFFFFFF) - (1 << 32) if displacement & 0x80000000 else displacement & 0xFFFFFFFF
+
+
+def side_in_force(process: Process, loop: LoopRecord) -> SideRecord | None:
+    """The code that the loop's home leads to now."""
+    target = jump_target(loop.home, process.read(loop.home, JUMP_SIZE))
+    by_entry = {side.entry: side for side in loop.sides}
+    return by_entry.get(target or 0) or by_entry.get(loop.home)
+
+
+def _code(process: Process, loop: LoopRecord) -> LoopCode:
+    side = side_in_force(process, loop)
+    if side is None:
+        text = f"process {process.pid}: {loop.function} leads to code that no upgrade has brought"
+        raise NotNow(Reason("loop-unproven", loop.function, text))
+    return LoopCode(loop.function, loop.home, tuple(side.ranges), frozenset(side.sleeps))
+
+
+def site_words(process: Process, loops: Sequence[LoopRecord], *, armed: bool) -> list[Word]:
+    """The words that arm the calls of loops, or give them back their own displacement; none for what is so already."""
+    before: dict[int, bytes] = {}
+    after: dict[int, bytearray] = {}
+    for site in (site for loop in loops for site in loop.sites):
+        field_at = site.address + 1
+        displacement = site.stub - site.address - 5 if armed else site.plain
+        content = struct.pack("<I", displacement & 0xFFFFFFFF)
+        for offset, byte in enumerate(content):
+            at = (field_at + offset) // 8 * 8
+            if at not in before:
+                before[at] = process.read(at, 8)
+                after[at] = bytearray(before[at])
+            after[at][(field_at + offset) % 8] = byte
+    return [
+        Word(at, int.from_bytes(before[at], "little"), int.from_bytes(after[at], "little"))
+        for at in sorted(before)
+        if before[at] != bytes(after[at])
+    ]
+
+
+def with_loops(forbidden: Sequence[Forbidden], loops: Sequence[LoopRecord]) -> list[Forbidden]:
+    """The same ranges, those of loops as theirs; and the entries of loops, which a jump may be written over."""
+    found = []
+    for item in forbidden:
+        number = next((k for k, loop in enumerate(loops, 1) if _is_of(item, loop)), 0)
+        found.append(Forbidden(item.low, item.high, item.name, number))
+    found += [Forbidden(side.entry, side.entry + JUMP_SIZE, loop.function) for loop in loops for side in loop.sides]
+    return found
+
+
+def _is_of(item: Forbidden, loop: LoopRecord) -> bool:
+    return any(low <= item.low and item.high <= high for side in loop.sides for low, high in side.ranges)
+
+
+def _at_work(pid: int, thread: ThreadState, loop: LoopRecord) -> NotNow:
+    text = (
+        f"process {pid}: thread {thread.tid} ({thread.name}) is at work in {loop.function}, which has changed; it can be "
+        f"led into the new code only while it sleeps"
+    )
+    return NotNow(Reason("loop-at-work", str(thread.tid), text))
+
+
+def failures(pid: int, threads: Sequence[ThreadRestart]) -> Iterator[Reason]:
+    """What did not go as it must, thread by thread."""
+    for thread in threads:
+        if thread.state == "stayed":
+            text = f"process {pid}: thread {thread.tid} did not leave {thread.function} in time, or was not seen to work in it again"
+            yield Reason("restart-failed", str(thread.tid), text)
+        elif thread.unbalanced:
+            text = (
+                f"process {pid}: thread {thread.tid} left {thread.function} without {', '.join(thread.unbalanced)}, and "
+                f"entered it again without the call that goes with it"
+            )
+            yield Reason("restart-unbalanced", str(thread.tid), text)
