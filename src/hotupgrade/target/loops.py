@@ -2,8 +2,8 @@
 
 The outermost frames of a thread do not move while it is in its loop.  The proof has three parts.  The thread's own
 memory names the loop as the function that it was started with, next to the argument.  A return address into the loop
-lies on the stack just where the loop's frame information puts one.  And from the slot that the loop returns through, the
-frame information of all that called it leads to the thread's very beginning, by an exact unwinder.
+lies on the stack just where the loop's frame information puts one.  And from the slot that the loop returns through,
+the frame information of all that called it leads to the thread's very beginning, by an exact unwinder.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Words = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class LoopCode:
-    """A loop as it is in the process: ``home`` is the address that stands for it, ``ranges`` [low, high) are its code in
-    force, ``sleeps`` the return addresses of the calls that its threads sleep in."""
+    """A loop as it is in the process: ``home`` is the address that stands for it, ``ranges`` [low, high) are its code
+    in force, ``sleeps`` the return addresses of the calls that its threads sleep in."""
 
     function: str
     home: int
@@ -149,7 +149,7 @@ class LoopFinder:
     ) -> Asleep | None:
         if not thread.asleep or thread.sp is None:
             return None
-        # Of what was left there by calls that have ended, nothing is above the stack pointer but in the loop's own frame.
+        # What calls that have ended left behind lies below the stack pointer, or in the loop's own frame.
         live = [call for call in calls if call[0] >= thread.sp]
         if not live:
             return None
@@ -201,7 +201,7 @@ class LoopFinder:
 
 def _unproven(pid: int, thread: ThreadState, loop: LoopCode, why: str) -> NotNow:
     text = (
-        f"process {pid}: thread {thread.tid} ({thread.name}) was started with {loop.function}, which has changed, but it "
-        f"cannot be proven where its frame lies ({why}), so it cannot be restarted"
+        f"process {pid}: thread {thread.tid} ({thread.name}) was started with {loop.function}, which has changed, but "
+        f"it cannot be proven where its frame lies ({why}), so it cannot be restarted"
     )
     return NotNow(Reason("loop-unproven", str(thread.tid), text))

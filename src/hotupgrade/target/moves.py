@@ -1,8 +1,8 @@
 """The table of threads that are led out of their loops, in the target's own memory.
 
 A return address on a thread's stack may lead to the agent's landing, and that looks here for where to go on.  So the
-table, once it is there, stays for as long as the process lives.  The calls of a loop that come by the agent have rows of
-their own, and long lists of operations their place.
+table, once it is there, stays for as long as the process lives.  The calls of a loop that come by the agent have rows
+of their own, and long lists of operations their place.
 """
 
 from __future__ import annotations

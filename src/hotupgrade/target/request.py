@@ -103,6 +103,16 @@ class Mover(Protocol):
 
 
 @dataclass(frozen=True)
+class Bystander:
+    """Says how threads stand, as the mover does, but has nobody led anywhere: for a stop that changes nothing."""
+
+    mover: Mover
+
+    def depart(self, threads: Sequence[ThreadState]) -> Departure:
+        return Departure(self.mover.depart(threads).standing)
+
+
+@dataclass(frozen=True)
 class StopRequest:
     """What one stop is to do.  ``data`` words are written before ``code`` words, ``hooks`` called before both; one that
     returns something else than 0 ends the stop.  ``coroutines``: how the process switches stacks, if it does.

@@ -21,7 +21,7 @@ from hotupgrade.target.agent import (
 from hotupgrade.target.backtrace import Region, Unwinder
 from hotupgrade.target.images import touch
 from hotupgrade.target.maps import PAGE, mapping_at
-from hotupgrade.target.request import Forbidden, Hook, Mover, StopReport, StopRequest, Word
+from hotupgrade.target.request import Bystander, Forbidden, Hook, Mover, StopReport, StopRequest, Word
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.target.stop import Stopper, table_size
 from hotupgrade.target.suspended import coroutines
@@ -106,7 +106,10 @@ class Commit:
 
     def empty_stop(self, timeout: float) -> StopReport:
         """The same stop, with all its checks, without any edit: the control."""
-        request = StopRequest(forbidden=self._change.forbidden, coroutines=self._coroutines, unwinder=self._unwinder)
+        mover = None if self._mover is None else Bystander(self._mover)
+        request = StopRequest(
+            forbidden=self._change.forbidden, coroutines=self._coroutines, unwinder=self._unwinder, mover=mover
+        )
         return self._stopper.stop(request, timeout)
 
     def stop(self, timeout: float) -> StopReport:

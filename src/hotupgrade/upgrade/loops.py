@@ -123,8 +123,8 @@ class _Recorder:
         content = self._process.read(address, 5)
         if content[0] != _CALL or (site.vaddr < side.entry + JUMP_SIZE + 3 and site.vaddr >= side.entry):
             text = (
-                f"the call of {site.name} in {self._plan.function} (at {address:#x}) is not what the file has, or is so "
-                f"near to the function's entry that a jump there would be in its way"
+                f"the call of {site.name} in {self._plan.function} (at {address:#x}) is not what the file has, or is "
+                f"so near to the function's entry that a jump there would be in its way"
             )
             raise Refused(Reason("loop-profile-mismatch", self._plan.function, text))
         return SiteRecord(

@@ -77,6 +77,7 @@ class Restart:
         self._clocks = clocks
         self._placed: list[tuple[int, LoopRecord, InLoop]] = []
         self._released: list[int] = []
+        self._asleep: list[ThreadRestart] = []  # from a restart before this one, and still led to the code in force
 
     # The calls that come by the agent
 
@@ -105,12 +106,16 @@ class Restart:
         finder = LoopFinder(self._process, self._unwinder, codes, {slot: int(row.back) for slot, row in led.items()})
         standing: dict[int, Standing] = {}
         found: list[InLoop] = []
+        self._asleep = []
         for thread in threads:
             settled = next((row for row in led.values() if row.tid == thread.tid), None)
             if settled is not None:
                 # It is led to the code in force already, or stays where it is.
                 number = next((k for k, loop in enumerate(self._loops, 1) if loop.home == settled.entry), 0)
                 standing[thread.tid] = Standing(number)
+                if number and settled.drop:
+                    loop = self._loops[number - 1]
+                    self._asleep.append(ThreadRestart(thread.tid, loop.function, loop.door, "sleeping"))
                 continue
             place = None if thread.tid == self._process.pid else finder.find(thread)
             if place is None:
@@ -272,7 +277,9 @@ class Restart:
         rows = self._table.rows()
         rate = ticks_per_us(self._clocks)
         begin = int(self._agent.mailbox().stamps[abi.Stamp.BEGIN])
-        return [_restarted(rows[index], loop, place, rate, begin) for index, loop, place in self._placed]
+        return [*self._asleep] + [
+            _restarted(rows[index], loop, place, rate, begin) for index, loop, place in self._placed
+        ]
 
     def finish(self) -> None:
         """After a stop that was made: rows of slots that it has given back are free."""
@@ -385,8 +392,8 @@ def _is_of(item: Forbidden, loop: LoopRecord) -> bool:
 
 def _at_work(pid: int, thread: ThreadState, loop: LoopRecord) -> NotNow:
     text = (
-        f"process {pid}: thread {thread.tid} ({thread.name}) is at work in {loop.function}, which has changed; it can be "
-        f"led into the new code only while it sleeps"
+        f"process {pid}: thread {thread.tid} ({thread.name}) is at work in {loop.function}, which has changed; it can "
+        f"be led into the new code only while it sleeps"
     )
     return NotNow(Reason("loop-at-work", str(thread.tid), text))
 
@@ -395,11 +402,14 @@ def failures(pid: int, threads: Sequence[ThreadRestart]) -> Iterator[Reason]:
     """What did not go as it must, thread by thread."""
     for thread in threads:
         if thread.state == "stayed":
-            text = f"process {pid}: thread {thread.tid} did not leave {thread.function} in time, or was not seen to work in it again"
+            text = (
+                f"process {pid}: thread {thread.tid} did not leave {thread.function} in time, or was not seen to work "
+                f"in it again; everything goes on in the code that was in force before"
+            )
             yield Reason("restart-failed", str(thread.tid), text)
         elif thread.unbalanced:
             text = (
-                f"process {pid}: thread {thread.tid} left {thread.function} without {', '.join(thread.unbalanced)}, and "
-                f"entered it again without the call that goes with it"
+                f"process {pid}: thread {thread.tid} left {thread.function} without {', '.join(thread.unbalanced)}, "
+                f"and entered it again without the call that goes with it"
             )
             yield Reason("restart-unbalanced", str(thread.tid), text)

@@ -30,10 +30,11 @@ from typing import Self
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.vswitch.hugepages import hugepages
 from hotupgrade.vswitch.processes import DIE_WITH_US, end, wait_until
-from hotupgrade.vswitch.switch import HUGEPAGES_BESIDE_MEMORY
+from hotupgrade.vswitch.switch import HUGEPAGES_BESIDE_MEMORY, Switch
 
 PROGRAM = "dpdk-testpmd"
 PROMPT = "testpmd> "
+BUFFER_BYTES = 2560  # a packet with what DPDK says of it
 BURST = 32  # packets that testpmd sends at once
 FORWARDING_LCORE = 1
 # What testpmd says when it does not do what it is told.
@@ -56,7 +57,6 @@ class GuestOptions:
     bursts: int = 8  # that each queue of each port starts with
     many_flows: bool = True  # the source addresses of :meth:`sources`; else all packets of a port are the same
     core: int | None = None  # None: the first core that this process may use, which polling threads leave alone
-    memory_mib: int = 64
     start_timeout: float = 30.0
     command_timeout: float = 10.0
 
@@ -68,6 +68,14 @@ class GuestOptions:
 
     def cpu(self) -> int:
         return min(os.sched_getaffinity(0)) if self.core is None else self.core
+
+    def buffers(self, ports: int) -> int:
+        """Packets that it has room for: every ring may be full, and some are at hand."""
+        return 2 * ports * self.queues * self.queue_size + 4096
+
+    def memory(self, ports: int) -> int:
+        """MiB of hugepages that it takes."""
+        return 32 + self.buffers(ports) * BUFFER_BYTES // 2**20
 
     def launched(self, ports: int) -> int:
         """How many packets go round."""
@@ -139,12 +147,14 @@ def rules(options: GuestOptions, one: int, other: int) -> tuple[str, ...]:
 class Guest:
     """A running dpdk-testpmd: a context manager, gone with everything that it took when the context is left.
 
-    Start it from a thread that outlives it: its process ends with the thread that started it.
+    Its first port is at the first of ``ports`` of the switch, vhost-user ports that count from 1.  Start it from a thread
+    that outlives it: its process ends with the thread that started it.
     """
 
-    def __init__(self, sockets: Sequence[Path], options: GuestOptions | None = None) -> None:
+    def __init__(self, switch: Switch, ports: Sequence[int] = (1, 2), options: GuestOptions | None = None) -> None:
+        self.switch = switch
         self.options = options or GuestOptions()
-        self.sockets = tuple(sockets)
+        self.switch_ports = tuple(ports)
         self._resources = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
@@ -190,7 +200,7 @@ class Guest:
         self.command("stop")
         collected = sum(port.received for port in self.forwarding())
         sent, received = _gained(self._begin, self.ports())
-        return Tally(self.options.launched(len(self.sockets)), sent, received, dropped, collected)
+        return Tally(self.options.launched(len(self.switch_ports)), sent, received, dropped, collected)
 
     def ports(self) -> tuple[GuestPort, ...]:
         return parse_ports(self.command("show port stats all"))
@@ -266,9 +276,10 @@ class Guest:
             raise NotNow(Reason("guest", PROGRAM, f"there is no {PROGRAM}: install Debian's package dpdk-dev"))
         self._directory = Path(tempfile.mkdtemp(prefix="hotupgrade-guest-"))
         self._resources.callback(shutil.rmtree, self._directory, ignore_errors=True)
-        self._resources.enter_context(hugepages(self.options.memory_mib + HUGEPAGES_BESIDE_MEMORY))
-        for socket in self.sockets:
-            self._resources.callback(socket.unlink, missing_ok=True)
+        memory = self.options.memory(len(self.switch_ports))
+        self._resources.enter_context(hugepages(memory + HUGEPAGES_BESIDE_MEMORY))
+        for port in self.switch_ports:
+            self._resources.callback(self.switch.vhost_socket(port).unlink, missing_ok=True)
         self._spawn()
         self._read_to_prompt(self.options.start_timeout, "its start")
         wait_until(self._is_connected, self.options.start_timeout, "the switch to take up its ports", pause=0.05)
@@ -280,20 +291,24 @@ class Guest:
         self._resources.callback(os.close, self._terminal)
         tty.setraw(other)
         with (self._directory / "errors").open("wb") as errors:
-            command = [*DIE_WITH_US, "unshare", "--net", "--", *self._command_line()]
+            # Its helpers, too, would take every core that no lcore of its own is on: those of the polling threads.
+            bounds = ["unshare", "--net", "--", "taskset", "--cpu-list", str(self.options.cpu())]
+            command = [*DIE_WITH_US, *bounds, *self._command_line()]
             self._process = subprocess.Popen(command, stdin=other, stdout=other, stderr=errors, cwd="/")
         os.close(other)
         self._resources.callback(end, self._process)
 
     def _command_line(self) -> Iterator[str]:
-        options, cpu = self.options, self.options.cpu()
+        options, cpu, ports = self.options, self.options.cpu(), len(self.switch_ports)
         yield from (PROGRAM, "--no-pci", "--no-telemetry", "--in-memory", "--single-file-segments")
-        yield from (f"--file-prefix=hotupgrade-guest-{os.getpid()}", "-m", str(options.memory_mib))
+        yield from (f"--file-prefix=hotupgrade-guest-{os.getpid()}", "-m", str(options.memory(ports)))
         yield from ("--lcores", f"0@{cpu},{FORWARDING_LCORE}@{cpu}")
-        for number, socket in enumerate(self.sockets):
+        for number, port in enumerate(self.switch_ports):
+            socket = self.switch.vhost_socket(port)
             queues = f"queues={options.queues},queue_size={options.queue_size}"
             yield f"--vdev=net_virtio_user{number},path={socket},server=1,{queues},mac=02:00:00:00:00:{number + 1:02x}"
-        yield from ("--", "--interactive", "--nb-cores=1", f"--burst={BURST}", "--total-num-mbufs=8192")
+        yield from ("--", "--interactive", "--nb-cores=1", f"--burst={BURST}")
+        yield f"--total-num-mbufs={options.buffers(ports)}"
         yield from (f"--rxq={options.queues}", f"--txq={options.queues}")
         yield from (f"--rxd={options.queue_size}", f"--txd={options.queue_size}")
         # Packets that wait in a ring belong to the circulation: a start must not throw them away.
@@ -302,7 +317,12 @@ class Guest:
             yield "--txonly-multi-flow"
 
     def _is_connected(self) -> bool:
-        return "Link status: down" not in self.command("show port info all")
+        """Whether the switch polls every queue.  What the guest knows is not enough: the switch, too, has to have been
+        told, and drops what is for a port that it takes for closed."""
+        self.switch.check_interfaces()
+        wanted = [(f"vhost{port}", queue) for port in self.switch_ports for queue in range(self.options.queues)]
+        polled = [(queue.port, queue.queue) for queue in self.switch.rx_queues() if queue.enabled]
+        return set(wanted) <= set(polled)
 
 
 def parse_ports(text: str) -> tuple[GuestPort, ...]:

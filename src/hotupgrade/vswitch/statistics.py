@@ -1,4 +1,4 @@
-"""The datapath's own counters: what ``dpif-netdev/pmd-stats-show`` and ``dpctl/show`` print, as numbers."""
+"""The datapath's own counters: what ``dpif-netdev/pmd-stats-show`` and its neighbours print, as numbers."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ DATAPATH = re.compile(
     r"^ *lookups: hit:(?P<hit>\d+) missed:(?P<missed>\d+) lost:(?P<lost>\d+)\s+flows: (?P<megaflows>\d+)$", re.MULTILINE
 )
 PORT = re.compile(r"^ *port \d+: (?P<name>\S+).*\n(?P<counters>(?: +(?:RX|TX) packets:.*\n){2})", re.MULTILINE)
+QUEUE = re.compile(r"^ +port: (?P<port>\S+) +queue-id: +(?P<queue>\d+) +\((?P<state>\w+)\)")
+DROPS = re.compile(r"^datapath_drop_(?P<name>\w+) .* total: (?P<total>\d+)$", re.MULTILINE)
 POLLER = re.compile(r"^flow-dump from (?:pmd on cpu core: (?P<core>\d+)|.*)$")
 MEGAFLOW_FLEETING = re.compile(r"(?P<packets>packets:(?P<count>\d+), )?bytes:\d+, used:[^,]+, (?:flags:[^,]+, )?")
 
@@ -69,6 +71,16 @@ class Datapath:
     def dropped(self) -> int:
         """What any of its ports dropped."""
         return sum(port.receive_dropped + port.send_dropped for port in self.ports)
+
+
+@dataclass(frozen=True, slots=True)
+class RxQueue:
+    """A queue that a polling thread takes packets from."""
+
+    core: int
+    port: str
+    queue: int
+    enabled: bool  # a guest may have connected and not yet opened it
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +180,22 @@ def parse_megaflows(text: str) -> dict[str, int]:
             rule = re.sub(r", dp-extra-info:\S+", "", MEGAFLOW_FLEETING.sub("", line).strip())
             found[f"{core}: {rule}"] = int(match["count"] or 0)
     return found
+
+
+def parse_rx_queues(text: str) -> tuple[RxQueue, ...]:
+    """The queues in the output of ``dpif-netdev/pmd-rxq-show``, in its order."""
+    found, core = [], -1
+    for line in text.splitlines():
+        if match := THREAD.match(line):
+            core = int(match["core"])
+        elif match := QUEUE.match(line):
+            found.append(RxQueue(core, match["port"], int(match["queue"]), match["state"] == "enabled"))
+    return tuple(found)
+
+
+def parse_drops(text: str) -> dict[str, int]:
+    """Why the datapath dropped packets of its own accord, from ``coverage/show``: only what has happened."""
+    return {match["name"]: int(match["total"]) for match in DROPS.finditer(text) if int(match["total"])}
 
 
 def rate_between(before: Iterable[PmdStatistics], after: Iterable[PmdStatistics], seconds: float) -> Rate:

@@ -27,14 +27,18 @@ from hotupgrade.vswitch.statistics import (
     Datapath,
     PmdStatistics,
     Rate,
+    RxQueue,
     parse_datapath,
+    parse_drops,
     parse_megaflows,
     parse_pmd_statistics,
+    parse_rx_queues,
     rate_between,
 )
 
 BRIDGE = "br0"
 DIRECTORIES = "hotupgrade-switch-"
+MEMORY_PER_VHOST_PORT = 96  # MiB: room for two pools of packets, as the switch makes a new one before it drops the old
 HUGEPAGES_BESIDE_MEMORY = 8  # MiB: DPDK asks for a page or two more than what it is told to take
 
 
@@ -52,7 +56,7 @@ class SwitchOptions:
     packet_size: int = 64
     pmd_cores: tuple[int, ...] = ()  # empty: the last core that this process may use
     main_core: int | None = None  # None: the first core that this process may use
-    memory_mib: int = 256  # enough for four ports
+    memory_mib: int = 256  # beside what vhost-user ports need
     rules: tuple[str, ...] | None = None
     other_config: Mapping[str, str] | None = None
     start_timeout: float = 60.0
@@ -63,6 +67,10 @@ class SwitchOptions:
         usable = sorted(os.sched_getaffinity(0))
         main = usable[0] if self.main_core is None else self.main_core
         return main, self.pmd_cores or (usable[-1],)
+
+    def memory(self) -> int:
+        """MiB of hugepages that DPDK takes."""
+        return self.memory_mib + MEMORY_PER_VHOST_PORT * self.vhost_ports
 
     def forwarding_rules(self) -> tuple[str, ...]:
         if self.rules is not None:
@@ -149,11 +157,23 @@ class Switch:
         """A command to the daemon itself."""
         return self._run("ovs-appctl", f"--target={self._control}", *arguments)
 
+    def check_interfaces(self) -> None:
+        """Raise if a port is out of order: the switch drops a vhost-user port whose guest asks for more than it has."""
+        errors = self.vsctl("--bare", "--columns=name,error", "find", "interface", "error!=[]").strip()
+        if errors:
+            raise NotNow(
+                Reason("switch", "ports", f"the switch has ports that are out of order: {' '.join(errors.split())}")
+            )
+
     # Reading it.
 
     def pmd_statistics(self) -> tuple[PmdStatistics, ...]:
         """Every polling thread's counters."""
         return parse_pmd_statistics(self.appctl("dpif-netdev/pmd-stats-show"))
+
+    def rx_queues(self) -> tuple[RxQueue, ...]:
+        """Every queue that is polled, with the core that polls it."""
+        return parse_rx_queues(self.appctl("dpif-netdev/pmd-rxq-show"))
 
     def rate(self, seconds: float = 1.0) -> Rate:
         """What the polling threads handle in a window of ``seconds`` from now."""
@@ -165,6 +185,11 @@ class Switch:
     def datapath(self) -> Datapath:
         """The datapath's own counters of lookups, and of its ports with what they dropped."""
         return parse_datapath(self.appctl("dpctl/show", "-s"))
+
+    def drops(self) -> dict[str, int]:
+        """Packets that the datapath dropped of its own accord, by cause.  Polling threads count them with a delay of
+        about a second."""
+        return parse_drops(self.appctl("coverage/show"))
 
     def megaflows(self) -> dict[str, int]:
         """What the datapath has cached, by polling thread, match and actions, with the packets of each."""
@@ -217,8 +242,7 @@ class Switch:
         _remove_abandoned()
         self._directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORIES}{owner()}-"))
         self._resources.callback(shutil.rmtree, self._directory, ignore_errors=True)
-        memory = self.options.memory_mib + HUGEPAGES_BESIDE_MEMORY
-        self._resources.enter_context(hugepages(memory))
+        self._resources.enter_context(hugepages(self.options.memory() + HUGEPAGES_BESIDE_MEMORY))
         self._start_database()
         self._start_daemon()
         self._add_ports()
@@ -251,12 +275,7 @@ class Switch:
             path = f"options:vhost-server-path={self.vhost_socket(port)}"
             words += _port(f"vhost{port}", self.options.vhost_number(port), "type=dpdkvhostuserclient", path)
         self.vsctl(*words)
-        self._check_interfaces()
-
-    def _check_interfaces(self) -> None:
-        errors = self.vsctl("--bare", "--columns=name,error", "find", "interface", "error!=[]").strip()
-        if errors:
-            raise NotNow(Reason("switch", "ports", f"the switch could not add its ports: {' '.join(errors.split())}"))
+        self.check_interfaces()
 
     def _configuration(self) -> dict[str, str]:
         main, polling = self.options.cores()
@@ -264,7 +283,7 @@ class Switch:
             "dpdk-init": "true",
             # --no-pci: no device of the machine is ever touched.  --in-memory: nothing is left in a file system.
             "dpdk-extra": f'"--no-pci --no-telemetry --in-memory --file-prefix=hotupgrade-{os.getpid()}"',
-            "dpdk-socket-mem": str(self.options.memory_mib),
+            "dpdk-socket-mem": str(self.options.memory()),
             "dpdk-lcore-mask": hex(1 << main),
             "pmd-cpu-mask": hex(sum(1 << core for core in polling)),
             "per-port-memory": "true",  # a pool of packets for each port and no larger than it needs

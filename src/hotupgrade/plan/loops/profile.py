@@ -16,6 +16,7 @@ from hotupgrade.plan.loops.paths import WrongPath, parse
 
 BUILTIN = Path(__file__).resolve().parents[2] / "profiles"
 
+MOST_CLEARS = 2  # what a thread that has left puts back itself (struct hu_move)
 _LARGEST = (1 << 64) - 1
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*\Z")
 
@@ -149,6 +150,8 @@ def _faults(loop: LoopProfile) -> Iterator[str]:
         for text, value in stores:
             if not 0 <= value <= _LARGEST:
                 yield f"'{key}': {value} for {text} is not a number from 0 to 2^64 - 1"
+    if len(loop.clear) > MOST_CLEARS:
+        yield f"'clear' has more than {MOST_CLEARS} fields"
     if not 0 < loop.limit_us <= 60_000_000:
         yield f"'limit-us' is {loop.limit_us}; it must be from 1 to 60000000 (a minute)"
     for skip in loop.skip:
