@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,51 +10,20 @@ from hotupgrade.vswitch import baseline, vulnerability
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.demo import LIBRARIES, run_hotupgrade
 from hotupgrade.vswitch.switch import BRIDGE, Switch
-
-Document = dict[str, Any]
-
-
-def files(build: SwitchBuild) -> list[str]:
-    return [str(build.library(name)) for name in LIBRARIES]
-
-
-def upgrade(switch: Switch, *words: str) -> Document:
-    document = run_hotupgrade(["upgrade", str(switch.pid), *words, "--json"])
-    assert document["outcome"] == "done", document["reasons"]
-    return document
-
-
-def rollback(switch: Switch) -> Document:
-    document = run_hotupgrade(["rollback", str(switch.pid), "--json"])
-    assert document["outcome"] == "done", document["reasons"]
-    return document
-
-
-def holes(switch: Switch) -> list[bool]:
-    """For every probe whether the switch is vulnerable."""
-    return [finding.vulnerable for finding in vulnerability.examine(switch)]
-
-
-ALL, NONE = [True] * len(vulnerability.PROBES), [False] * len(vulnerability.PROBES)
-
-
-def check_goes_on(before: baseline.Baseline, switch: Switch, *, same_threads: bool = True) -> None:
-    """It is the same switch, and packets flow."""
-    wrong = [fact for fact in baseline.compare(before, baseline.take(switch)) if not fact.ok]
-    assert not [fact for fact in wrong if same_threads or fact.name != "threads"]
-
-
-def check_forwards(switch: Switch) -> None:
-    rate = switch.rate(0.4)
-    assert rate.packets > 1000, rate
-    assert switch.alive
-
-
-def check_log(log: str) -> None:
-    """Nothing that a program says when it falls over."""
-    wrong = ("|EMER|", "assertion", "Segmentation", "SIGSEGV", "terminated by", "double free", "corrupt", "panic")
-    assert [line for line in log.splitlines() if any(word in line for word in wrong)] == []
-
+from ovs.churn import change_everything, change_flows, change_ports, in_background, leave, wait_for
+from ovs.harness import (
+    ALL,
+    NONE,
+    check_forwards,
+    check_goes_on,
+    check_log,
+    files,
+    holes,
+    mappings,
+    rollback,
+    size,
+    upgrade,
+)
 
 # What would be done.
 
@@ -185,76 +148,6 @@ def test_changes_before_during_and_after(switch: Switch, fixed: SwitchBuild) -> 
     check_log(switch.log())
 
 
-def change_everything(switch: Switch, turn: int) -> None:
-    """Add, see and take away a flow, ports of two kinds and a bridge; ask the daemon itself."""
-    change_flows(switch, turn)
-    change_ports(switch, turn)
-    switch.vsctl("add-port", BRIDGE, f"tap{turn}", "--", "set", "interface", f"tap{turn}", "type=internal")
-    assert any(f"tap{turn} " in port for port in switch.ports())
-    switch.vsctl("del-port", BRIDGE, f"tap{turn}")
-    switch.vsctl("add-br", f"extra{turn}", "--", "set", "bridge", f"extra{turn}", "datapath_type=netdev")
-    assert f"extra{turn}" in switch.bridges()
-    switch.vsctl("del-br", f"extra{turn}")
-    assert "pmd" in switch.appctl("dpif-netdev/pmd-rxq-show")
-    assert "null1" in switch.appctl("dpif/show")
-    switch.appctl("upcall/show")
-    switch.appctl("memory/show")
-
-
-def change_flows(switch: Switch, turn: int) -> None:
-    rules = (f"table=4,priority={priority},udp,tp_dst={1 + turn % 1000},actions=drop" for priority in range(1, 21))
-    switch.ofctl("add-flows", BRIDGE, "-", text="\n".join(rules) + "\n")
-    assert sum("table=4" in flow.rule for flow in switch.flows()) == 20
-    switch.ofctl("del-flows", BRIDGE, "table=4")
-    assert not any("table=4" in flow.rule for flow in switch.flows())
-
-
-def change_ports(switch: Switch, turn: int) -> None:
-    """A further DPDK port: the polling thread is made to load its queues anew, twice."""
-    name, device = f"more{turn}", f"net_null{100 + turn}"
-    settings = ["type=dpdk", f'options:dpdk-devargs="{device}"', "options:n_rxq=1"]
-    switch.vsctl("add-port", BRIDGE, name, "--", "set", "interface", name, *settings)
-    assert any(f" {name} " in port for port in switch.ports())
-    switch.vsctl("del-port", BRIDGE, name)
-
-
-@contextmanager
-def in_background(*actions: Callable[[int], None]) -> Iterator[list[int]]:
-    """Repeat each action in a thread of its own; gives how often each was done.  Its errors are raised at the end."""
-    counts, errors, over = [0] * len(actions), [], threading.Event()
-
-    def repeat(index: int, action: Callable[[int], None]) -> None:
-        for turn in itertools.count(10):
-            if over.is_set():
-                return
-            try:
-                action(turn)
-            except BaseException as error:
-                errors.append(error)
-                return
-            counts[index] += 1
-
-    threads = [threading.Thread(target=repeat, args=pair, daemon=True) for pair in enumerate(actions)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield counts
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(60)
-    if errors:
-        raise errors[0]
-
-
-def wait_for(counts: list[int], more: int, since: list[int] | None = None, limit: float = 30) -> None:
-    """Until every action was done ``more`` times."""
-    start, deadline = since or [0] * len(counts), time.monotonic() + limit
-    while any(count - begin < more for count, begin in zip(counts, start, strict=True)):
-        assert time.monotonic() < deadline, f"the changes do not get on: {counts}"
-        time.sleep(0.02)
-
-
 # Often, and to the end.
 
 
@@ -289,30 +182,7 @@ def test_ends_cleanly_afterwards(vulnerable: SwitchBuild, fixed: SwitchBuild, la
         upgrade(switch, *files(fixed), *(["--whole"] if last == "whole" else []))
         if last == "rolled back":
             rollback(switch)
-        daemon, pid = switch._daemon, switch.pid
-        assert daemon is not None
-        switch.appctl("exit", "--cleanup")
-        assert daemon.wait(20) == 0
+        pid = switch.pid
+        leave(switch)
         check_log(switch.log())
     assert not Path(f"/proc/{pid}").exists()
-
-
-def mappings(switch: Switch) -> list[str]:
-    """Mappings of files: anonymous ones come and go with the program's own work."""
-    lines = Path(f"/proc/{switch.pid}/maps").read_text().splitlines()
-    return [line for line in lines if len(line.split()) > 5 and not line.split()[5].startswith("[")]
-
-
-def size(switch: Switch) -> dict[str, int]:
-    process = Path(f"/proc/{switch.pid}")
-    private = sum(
-        int(line.split()[1])
-        for line in (process / "smaps_rollup").read_text().splitlines()
-        if line.startswith(("Private_Clean", "Private_Dirty"))
-    )
-    return {
-        "maps": len((process / "maps").read_text().splitlines()),
-        "descriptors": len(list((process / "fd").iterdir())),
-        "threads": len(switch.threads()),
-        "private_kb": private,
-    }

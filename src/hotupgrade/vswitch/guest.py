@@ -147,8 +147,8 @@ def rules(options: GuestOptions, one: int, other: int) -> tuple[str, ...]:
 class Guest:
     """A running dpdk-testpmd: a context manager, gone with everything that it took when the context is left.
 
-    Its first port is at the first of ``ports`` of the switch, vhost-user ports that count from 1.  Start it from a thread
-    that outlives it: its process ends with the thread that started it.
+    Its first port is at the first of ``ports`` of the switch: vhost-user ports, which count from 1.  Start it from a
+    thread that outlives it: its process ends with the thread that started it.
     """
 
     def __init__(self, switch: Switch, ports: Sequence[int] = (1, 2), options: GuestOptions | None = None) -> None:

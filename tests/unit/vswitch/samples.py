@@ -61,3 +61,93 @@ Final flow: unchanged
 Megaflow: recirc_id=0,eth,icmp6,in_port=LOCAL,nw_ttl=255,nw_frag=no,icmp_type=0x87/0xff,{more}
 Datapath actions: drop
 """
+
+DATAPATH = """\
+netdev@ovs-netdev:
+  lookups: hit:64994538 missed:258 lost:16212
+  flows: 256
+  port 0: ovs-netdev (tap)
+    RX packets:0 errors:0 dropped:0 overruns:0 frame:0
+    TX packets:0 errors:0 dropped:0 aborted:0 carrier:0
+    collisions:0
+    RX bytes:0  TX bytes:0
+  port 3: vhost1 (dpdkvhostuserclient: configured_rx_queues=1, configured_tx_queues=1, mtu=1500)
+    RX packets:2246336 errors:? dropped:? overruns:? frame:?
+    TX packets:2246432 errors:? dropped:32 aborted:? carrier:?
+    collisions:?
+    RX bytes:143765504 (137.1 MiB)  TX bytes:143771648 (137.1 MiB)
+"""
+
+MEGAFLOWS = """\
+flow-dump from the main thread:
+recirc_id(0),in_port(1),packet_type(ns=0,id=0),eth_type(0x0800),ipv4(frag=no), packets:0, bytes:0, used:never, \
+actions:drop
+flow-dump from pmd on cpu core: 1
+recirc_id(0),in_port(2),packet_type(ns=0,id=0),eth_type(0x0800),ipv4(src=198.18.11.3,frag=no), packets:20787, \
+bytes:1330368, used:0.042s, actions:3
+recirc_id(0),in_port(3),packet_type(ns=0,id=0),eth_type(0x0800),ipv4(src=198.18.11.3,frag=no), packets:7, \
+bytes:448, used:1.2s, flags:SF., dp:ovs, actions:ct(commit),2, dp-extra-info:miniflow_bits(4,1)
+flow-dump from pmd on cpu core: 12
+recirc_id(0),in_port(2),packet_type(ns=0,id=0),eth_type(0x0800),ipv4(src=198.18.11.3,frag=no), packets:1, \
+bytes:64, used:0.000s, actions:3
+"""
+
+COVERAGE = """\
+Event coverage, avg rate over last: 5 seconds, last minute, last hour,  hash=b0b4f3ed:
+datapath_drop_lock_error  32.0/sec     2.667/sec        0.0444/sec   total: 160
+datapath_drop_recirc_error   0.0/sec     0.000/sec        0.0000/sec   total: 0
+drop_action_of_pipeline   0.0/sec     0.000/sec        0.0000/sec   total: 5
+83 events never hit
+"""
+
+RX_QUEUES = """\
+Displaying last 60 seconds pmd usage %
+pmd thread numa_id 0 core_id 0:
+  isolated : false
+  port: vhost1            queue-id:  0 (enabled)   pmd usage: NOT AVAIL
+  port: vhost2            queue-id: 11 (disabled)  pmd usage: 12 %
+  overhead: NOT AVAIL
+pmd thread numa_id 0 core_id 1:
+  isolated : true
+  port: null1             queue-id:  1 (enabled)   pmd usage:  0 %
+"""
+
+GUEST_PORTS = """\
+show port stats all
+
+  ######################## NIC statistics for port 0  ########################
+  RX-packets: 1384960    RX-missed: 1          RX-bytes:  88637440
+  RX-errors: 2
+  RX-nombuf:  3
+  TX-packets: 1385088    TX-errors: 4          TX-bytes:  88645632
+
+  Throughput (since last show)
+  Rx-pps:            0          Rx-bps:            0
+  Tx-pps:            0          Tx-bps:            0
+  ############################################################################
+
+  ######################## NIC statistics for port 1  ########################
+  RX-packets: 5          RX-missed: 0          RX-bytes:  88629248
+  RX-errors: 0
+  RX-nombuf:  0
+  TX-packets: 6          TX-errors: 0          TX-bytes:  88653824
+  ############################################################################
+"""
+
+GUEST_FORWARDING = """\
+
+  ---------------------- Forward statistics for port 0  ----------------------
+  RX-packets: 1816864        RX-dropped: 7             RX-total: 1816871
+  TX-packets: 1816960        TX-dropped: 9             TX-total: 1816969
+  ----------------------------------------------------------------------------
+
+  ---------------------- Forward statistics for port 1  ----------------------
+  RX-packets: 1              RX-dropped: 0             RX-total: 1
+  TX-packets: 2              TX-dropped: 0             TX-total: 2
+  ----------------------------------------------------------------------------
+
+  +++++++++++++++ Accumulated forward statistics for all ports+++++++++++++++
+  RX-packets: 1816865        RX-dropped: 7             RX-total: 1816872
+  TX-packets: 1816962        TX-dropped: 9             TX-total: 1816971
+  ++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++
+"""

@@ -1,0 +1,68 @@
+"""A switch with a guest whose packets are counted one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.guest import Guest, GuestOptions, rules
+from hotupgrade.vswitch.processes import wait_until
+from hotupgrade.vswitch.statistics import Shares
+from hotupgrade.vswitch.switch import Switch, SwitchOptions
+
+COUNTED_SECONDS = 5.0  # until polling threads have counted what they dropped
+ENDLESS = "table=0,priority=20,in_port={},actions=output:{}"
+
+
+@contextmanager
+def bed(
+    build: SwitchBuild,
+    guest: GuestOptions | None = None,
+    *,
+    null_ports: int = 0,
+    pmd_cores: tuple[int, ...] = (),
+    other_config: dict[str, str] | None = None,
+) -> Iterator[tuple[Switch, Guest]]:
+    """A switch and its guest, before the first packet."""
+    look = guest or GuestOptions()
+    connected = rules(look, null_ports + 1, null_ports + 2)
+    loaded = [ENDLESS.format(port, port + 1 if port % 2 else port - 1) for port in range(1, null_ports + 1)]
+    options = SwitchOptions(
+        ports=null_ports,
+        vhost_ports=2,
+        rules=(*connected, *loaded),
+        pmd_cores=pmd_cores,
+        other_config=other_config,
+    )
+    with Switch(build, options) as switch, Guest(switch, (1, 2), look) as running:
+        yield switch, running
+
+
+def check_nothing_lost(switch: Switch, guest: Guest) -> None:
+    """End the circulation; by the counts of both sides not one packet is missing."""
+    tally = guest.collect()
+    assert tally.whole, (tally, switch.datapath())
+    counted = {port.name: port for port in switch.datapath().ports}
+    for name, port in zip(("vhost1", "vhost2"), guest.ports(), strict=True):
+        assert (counted[name].received, counted[name].sent) == (port.sent, port.received), name
+        assert (counted[name].receive_dropped, counted[name].send_dropped) == (0, 0), name
+        assert (port.missed, port.receive_errors, port.no_buffer, port.send_errors) == (0, 0, 0, 0)
+
+
+def check_losses_are_accounted_for(switch: Switch, guest: Guest) -> None:
+    """End the circulation; what is missing is what the switch, while it locked out upcalls, dropped and counted."""
+    tally = guest.collect()
+    assert tally.dropped == 0
+    assert tally.launched - tally.collected == tally.lost
+    wait_until(lambda: sum(switch.drops().values()) >= tally.lost, COUNTED_SECONDS, f"{tally.lost} drops to be counted")
+    assert switch.drops() == ({"lock_error": tally.lost} if tally.lost else {})
+
+
+def shares(switch: Switch, seconds: float = 0.5) -> list[Shares]:
+    """By polling thread, in a window from now."""
+    before = switch.pmd_statistics()
+    time.sleep(seconds)
+    after = switch.pmd_statistics()
+    return [now.since(then).shares() for then, now in zip(before, after, strict=True)]

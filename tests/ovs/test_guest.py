@@ -1,0 +1,197 @@
+"""The test bed that restarts of threads are judged by, before anything is upgraded: no packet is lost but what the
+switch itself says it dropped, a loss shows to the packet, and the caches' shares are as the traffic was made for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hotupgrade.errors import NotNow
+from hotupgrade.vswitch import hugepages
+from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.guest import Guest, GuestOptions
+from hotupgrade.vswitch.switch import BRIDGE, Switch
+from ovs import churn
+from ovs.bed import bed, check_losses_are_accounted_for, check_nothing_lost, shares
+from ovs.harness import check_log
+
+# Nothing is lost.
+
+
+def test_packets_sent_are_packets_received(fixed: SwitchBuild) -> None:
+    with bed(fixed) as (switch, guest):
+        for _ in range(2):  # and again
+            guest.circulate()
+            time.sleep(0.5)
+            assert guest.rate(0.5) > 100_000
+            check_nothing_lost(switch, guest)
+        assert switch.datapath().lost == 0
+        assert len(switch.megaflows()) == len(guest.options.sources())
+        check_log(switch.log())
+
+
+@pytest.mark.parametrize(
+    ("queues", "null_ports", "cores"), [(2, 0, 1), (1, 2, 1), (1, 0, 2)], ids=["queues", "loaded", "two-threads"]
+)
+def test_other_shapes(fixed: SwitchBuild, queues: int, null_ports: int, cores: int) -> None:
+    """More queues; beside ports that keep the polling thread busy for ever; two polling threads, one of them on the
+    guest's own core."""
+    pmd_cores = tuple(sorted(os.sched_getaffinity(0))[-cores:])
+    look = GuestOptions(queues=queues, bursts=8 // queues)
+    with bed(fixed, look, null_ports=null_ports, pmd_cores=pmd_cores) as (switch, guest):
+        assert churn.polling_threads(switch).keys() == set(pmd_cores)
+        assert len(switch.rx_queues()) == 2 * queues + null_ports
+        guest.circulate()
+        time.sleep(1)
+        pmds = switch.pmd_statistics()
+        assert [pmd.packets > 1000 for pmd in pmds] == [True] * cores, pmds
+        check_nothing_lost(switch, guest)
+
+
+def test_a_pause_loses_nothing(fixed: SwitchBuild) -> None:
+    """All of the switch stands still for a while: what goes round fits into the rings."""
+    with bed(fixed) as (switch, guest):
+        guest.circulate()
+        for milliseconds in (1, 10, 100):
+            os.kill(switch.pid, signal.SIGSTOP)
+            time.sleep(milliseconds / 1000)
+            os.kill(switch.pid, signal.SIGCONT)
+            time.sleep(0.05)
+        assert guest.rate(0.2) > 100_000
+        check_nothing_lost(switch, guest)
+
+
+# A loss is seen.
+
+
+def test_a_loss_shows_to_the_packet(fixed: SwitchBuild) -> None:
+    with bed(fixed) as (switch, guest):
+        source = guest.options.sources()[5]
+        carried = guest.options.launched(2) // len(guest.options.sources())  # packets from each address
+        guest.circulate()
+        time.sleep(0.2)
+        switch.ofctl("add-flow", BRIDGE, f"table=0,priority=30,ip,nw_src={source},actions=drop")
+        time.sleep(1.0)  # the revalidators take the rule into the datapath
+        switch.ofctl("--strict", "del-flows", BRIDGE, f"table=0,priority=30,ip,nw_src={source}")
+        tally = guest.collect()
+        assert (tally.lost, tally.launched - tally.collected) == (carried, carried)
+        assert not tally.whole
+
+
+def test_all_is_lost(fixed: SwitchBuild) -> None:
+    with bed(fixed) as (switch, guest):
+        guest.circulate()
+        time.sleep(0.2)
+        switch.ofctl("del-flows", BRIDGE)
+        time.sleep(1.0)
+        tally = guest.collect()
+        assert (tally.lost, tally.collected) == (tally.launched, 0)
+
+
+# Every cache has its part.
+
+
+@pytest.mark.parametrize("smc", [False, True])
+def test_shares_of_the_caches(fixed: SwitchBuild, smc: bool) -> None:
+    """One port's packets are looked up in the exact match cache, the other's are kept out of it."""
+    with bed(fixed, other_config={"smc-enable": str(smc).lower()}) as (switch, guest):
+        switch.vsctl("set", "interface", "vhost2", "other_config:emc-enable=false")
+        guest.circulate()
+        time.sleep(1.0)  # one packet in a hundred is remembered
+        (share,) = shares(switch)
+        assert share.emc == pytest.approx(0.5, abs=0.05)
+        assert (share.smc if smc else share.megaflow) == pytest.approx(0.5, abs=0.05)
+        assert (share.megaflow if smc else share.smc) < 0.01
+        assert share.simple_match == share.upcalls == 0
+        check_nothing_lost(switch, guest)
+
+
+# Nothing is lost whatever an operator does.
+
+
+CHANGES: dict[str, Callable[[Switch, int], None]] = {
+    "flows": churn.change_flows,
+    "ports": churn.change_ports,
+    "taps": churn.change_taps,
+    "rebalance": churn.rebalance,
+    "threads": churn.replace_polling_threads,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_lose_nothing(fixed: SwitchBuild, change: str) -> None:
+    with bed(fixed) as (switch, guest):
+        guest.circulate()
+        for turn in range(3):
+            CHANGES[change](switch, turn)
+        assert guest.rate(0.2) > 100_000
+        check_nothing_lost(switch, guest)
+        check_log(switch.log())
+
+
+def test_bridges_lose_what_the_switch_says(fixed: SwitchBuild) -> None:
+    """Open vSwitch removes a bridge with its upcalls locked out: a packet that finds no megaflow then is dropped."""
+    with bed(fixed) as (switch, guest):
+        guest.circulate()
+        for turn in range(3):
+            churn.change_bridges(switch, turn)
+        check_losses_are_accounted_for(switch, guest)
+
+
+def test_what_is_there_stays(fixed: SwitchBuild) -> None:
+    with bed(fixed) as (switch, guest), churn.monitored_port(switch):
+        guest.circulate()
+        churn.add_connections(switch, 20)
+        before = churn.connections(switch)
+        for change in CHANGES.values():
+            change(switch, 1)
+        assert churn.connections(switch) >= before
+        assert guest.rate(0.2) > 100_000
+        check_nothing_lost(switch, guest)
+
+
+@pytest.mark.parametrize("end", [churn.delete_bridge, churn.leave])
+def test_the_switch_leaves_its_guest(fixed: SwitchBuild, end: Callable[[Switch], None]) -> None:
+    with bed(fixed) as (switch, guest):
+        guest.circulate()
+        time.sleep(0.2)
+        end(switch)
+        assert guest.alive
+        assert switch.alive == (end is churn.delete_bridge)
+        check_log(switch.log())
+
+
+# The guest itself.
+
+
+def test_leaves_nothing_behind(fixed: SwitchBuild) -> None:
+    before = hugepages.persistent()
+    with bed(fixed) as (switch, guest):
+        pid = guest.pid
+        cores = {task: os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+        assert switch.options.cores()[1][0] not in set().union(*cores.values())
+        guest.stop()
+        assert not Path(f"/proc/{pid}").exists()
+        assert not switch.vhost_socket(1).exists()
+        guest.stop()  # again, without effect
+        with Guest(switch) as second:  # the switch takes up the next one
+            second.circulate()
+            time.sleep(0.2)
+            assert second.collect().whole
+    assert hugepages.persistent() == before
+
+
+def test_says_what_is_wrong(fixed: SwitchBuild) -> None:
+    with pytest.raises(NotNow, match="may overflow"):
+        GuestOptions(bursts=100).check()
+    with bed(fixed) as (_, guest):
+        with pytest.raises(NotNow, match="set fwd nonsense"):
+            guest.command("set fwd nonsense")
+        os.kill(guest.pid, signal.SIGKILL)
+        with pytest.raises(NotNow, match="ended"):
+            guest.ports()
