@@ -100,12 +100,13 @@ class LoopFinder:
         self._loops = loops
         self._led = led
         self._rows: dict[int, Row | None] = {}
+        self.doubts: dict[int, Reason] = {}  # by thread id
 
     def find(self, thread: ThreadState) -> InLoop | None:
         """The loop that a thread was started with and is in; None if that is none of these.
 
-        Raises:
-            NotNow: it was started with one of them, but it cannot be proven where its frame is.
+        What looks like one of them, but cannot be proven, goes to :attr:`doubts`: whether the thread is in it after
+        all, the stop finds out.
         """
         tcb = thread_pointer(self._process, thread.tid)
         mapping = None if tcb is None else mapping_at(self._process.maps(), tcb)
@@ -114,15 +115,19 @@ class LoopFinder:
         low = max(mapping.start, tcb - _WINDOW)
         words = np.frombuffer(self._process.read(low, (min(tcb + _PTHREAD, mapping.end) - low) // 8 * 8), np.uint64)
         for index, loop in enumerate(self._loops):
+            # Such a pair may also be what a call left behind that has started another thread.
             starts = np.flatnonzero(words[:-1] == np.uint64(loop.home))
             pairs = [(low + 8 * int(at), int(words[at + 1])) for at in starts]
             if pairs:
-                return self._in_loop(thread, tcb, index, words[: (tcb - low) // 8], low, pairs)
+                found = self._in_loop(thread, tcb, index, words[: (tcb - low) // 8], low, pairs)
+                if isinstance(found, InLoop):
+                    return found
+                self.doubts[thread.tid] = found
         return None
 
     def _in_loop(
         self, thread: ThreadState, tcb: int, index: int, words: Words, low: int, pairs: Sequence[tuple[int, int]]
-    ) -> InLoop:
+    ) -> InLoop | Reason:
         loop = self._loops[index]
         inside = np.zeros(len(words), np.bool_)
         for first, end in loop.ranges:
@@ -136,11 +141,11 @@ class LoopFinder:
                 calls.setdefault(slot, []).append((place, back, row))
         proven = [slot for slot, found in calls.items() if self._leads_out(slot, found[0], words, low)]
         if len(proven) != 1:
-            raise _unproven(self._process.pid, thread, loop, f"{len(proven)} places could be its frame")
+            return _unproven(self._process.pid, thread, loop, f"{len(proven)} places could be its frame")
         slot = proven[0]
         arguments = {argument for place, argument in pairs if place > slot}
         if len(arguments) != 1:
-            raise _unproven(self._process.pid, thread, loop, f"{len(arguments)} values could be its argument")
+            return _unproven(self._process.pid, thread, loop, f"{len(arguments)} values could be its argument")
         asleep = self._asleep(thread, loop, slot, calls[slot])
         return InLoop(thread.tid, tcb, index, slot, self._back(slot), arguments.pop(), asleep)
 
@@ -199,9 +204,9 @@ class LoopFinder:
         return self._led.get(slot) or self._process.read_word(slot)
 
 
-def _unproven(pid: int, thread: ThreadState, loop: LoopCode, why: str) -> NotNow:
+def _unproven(pid: int, thread: ThreadState, loop: LoopCode, why: str) -> Reason:
     text = (
         f"process {pid}: thread {thread.tid} ({thread.name}) was started with {loop.function}, which has changed, but "
         f"it cannot be proven where its frame lies ({why}), so it cannot be restarted"
     )
-    return NotNow(Reason("loop-unproven", str(thread.tid), text))
+    return Reason("loop-unproven", str(thread.tid), text)

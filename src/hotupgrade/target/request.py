@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hotupgrade.errors import NotNow
 from hotupgrade.target.agent import Operation
 from hotupgrade.target.backtrace import Unwinder
 from hotupgrade.target.process import ThreadState
@@ -101,6 +102,9 @@ class Mover(Protocol):
     def depart(self, threads: Sequence[ThreadState]) -> Departure:
         """Raises NotNow if a thread is not where it can be led out."""
 
+    def explain(self, problem: NotNow) -> NotNow:
+        """A better reason why the stop was not to be had, if there is one."""
+
 
 @dataclass(frozen=True)
 class Bystander:
@@ -110,6 +114,9 @@ class Bystander:
 
     def depart(self, threads: Sequence[ThreadState]) -> Departure:
         return Departure(self.mover.depart(threads).standing)
+
+    def explain(self, problem: NotNow) -> NotNow:
+        return self.mover.explain(problem)
 
 
 @dataclass(frozen=True)

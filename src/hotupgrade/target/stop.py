@@ -118,7 +118,7 @@ class Stopper:
                 "hook-failed",
                 "too-much-memory",
             ):
-                raise problem
+                raise request.mover.explain(problem) if request.mover else problem
             time.sleep(min(0.002 * 2**attempt, 0.1))
 
     @property

@@ -77,6 +77,7 @@ class Restart:
         self._clocks = clocks
         self._placed: list[tuple[int, LoopRecord, InLoop]] = []
         self._released: list[int] = []
+        self._doubts: dict[int, Reason] = {}
         self._asleep: list[ThreadRestart] = []  # from a restart before this one, and still led to the code in force
 
     # The calls that come by the agent
@@ -126,7 +127,13 @@ class Restart:
                 place.loop + 1, place.asleep.slot if self._drops(place) and place.asleep else 0
             )
             found.append(place)
+        self._doubts = finder.doubts
         return self._prepared(found, standing)
+
+    def explain(self, problem: NotNow) -> NotNow:
+        """See :class:`hotupgrade.target.request.Mover`."""
+        reason = self._doubts.get(int(problem.reason.subject)) if problem.reason.subject.isdigit() else None
+        return NotNow(reason) if reason is not None and problem.reason.code == "active" else problem
 
     def _drops(self, place: InLoop) -> bool:
         return Door(self._loops[place.loop].door) is Door.SLEEP
