@@ -13,6 +13,8 @@
  *   HOTUPGRADE_SYNC_BACK  once, with every thread parked, when the upgrade is rolled back, before the objects.
  *   HOTUPGRADE_TYPE       says that all old instances of a structure or enumeration are dealt with by the above.
  *
+ * And HOTUPGRADE_SAFE_POINT, at the end, is where threads leave a loop that never returns.
+ *
  * What runs with every thread parked must neither block nor allocate, since the owner of any lock may be among them;
  * it must not write what running code uses (the old object, in HOTUPGRADE_MIGRATE), so that nothing is lost if a later
  * one fails; and it has a few KiB of stack.  See docs/migrations.md. */
@@ -52,5 +54,33 @@
 #define HOTUPGRADE_TYPE(type)                                                                                          \
     HOTUPGRADE_EXTERN_ HOTUPGRADE_EXPORT_ const char hotupgrade_type__##type;                                          \
     const char hotupgrade_type__##type = 1
+
+/* For a function that a thread was started with and that never returns, once in it, at a place in its loop where it
+ * holds nothing:
+ *
+ *     static void *worker_main(void *argument)
+ *     {
+ *         struct worker *worker = argument;
+ *         for (;;) {
+ *             HOTUPGRADE_SAFE_POINT(NULL);
+ *             do_work(worker);
+ *         }
+ *     }
+ *
+ * When the function has changed, hotupgrade has the thread leave it here and enter the new code at the top, with the
+ * same argument; nobody sees the result.  So what is to outlive that belongs to the argument, not to variables of the
+ * function.  It costs one load and one branch.
+ *
+ * "Asked" is a thread whose own return address is the one that hotupgrade has put in its way, by the low half of
+ * that: a thread that was started meanwhile in the new code goes on.  See docs/loops.md. */
+#define HOTUPGRADE_SAFE_POINT(result)                                                                                  \
+    do {                                                                                                               \
+        static volatile unsigned hotupgrade_safe_point __attribute__((used));                                          \
+        const unsigned hotupgrade_asked_ = hotupgrade_safe_point;                                                      \
+        if (__builtin_expect(hotupgrade_asked_ != 0, 0) &&                                                             \
+            hotupgrade_asked_ == (unsigned)(size_t)__builtin_return_address(0)) {                                      \
+            return result;                                                                                             \
+        }                                                                                                              \
+    } while (0)
 
 #endif

@@ -234,7 +234,8 @@ class Restart:
         if (fds := self._latch(group)) is not None:
             operations.append(system_call(SYS_WRITE, fds[1], self._agent.mailbox_address, 1, fatal=False))
         if group.loop.flag:
-            operations.append(_store(group.loop.flag, 4, 1))
+            # Tells the threads that are meant: hotupgrade.h compares it with the thread's own return address.
+            operations.append(_store(group.loop.flag, 4, self._table.landing & 0xFFFFFFFF))
         return operations
 
     def _put_back(self, group: _Group) -> list[Operation]:

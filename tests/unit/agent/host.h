@@ -70,12 +70,13 @@ static inline void fails(uint64_t number, int64_t how, long successes)
 }
 
 void hu_handler(void);
+void hu_landing(void);
 void hu_restorer(void);
 void host_handle(int signal, const struct siginfo_kernel *info, struct ucontext_kernel *context);
 
 /* As in entry.S. */
 __asm__(
-    ".globl hu_handler\nhu_handler: jmp host_handle\n.globl hu_restorer\nhu_restorer: mov $15, %eax\nsyscall\nhlt\n");
+    ".globl hu_landing\nhu_landing: hlt\n.globl hu_handler\nhu_handler: jmp host_handle\n.globl hu_restorer\nhu_restorer: mov $15, %eax\nsyscall\nhlt\n");
 
 __attribute__((used)) void host_handle(int signal, const struct siginfo_kernel *info, struct ucontext_kernel *context)
 {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from hotupgrade.errors import Reason
 from hotupgrade.plan.loops.code import Code, Functions
 from hotupgrade.plan.loops.sites import OldLoop
 from hotupgrade.plan.model import Comparison
-from hotupgrade.plan.stem import stem_of
 
 FLAG = "hotupgrade_safe_point"
 FLAG_SIZE = 4
+#: A variable of a function: gcc numbers it, clang puts the function before it, C++ both in a way of its own.
+_FLAG_NAME = re.compile(rf"(?:\A|.\.|\A_ZZ.+E{len(FLAG)}|\A_ZL{len(FLAG)}){FLAG}(?:_\d+|__\d+_)?(?:\.\d+)?\Z")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _users(build: Build) -> dict[int, set[int]]:
     flags = {
         row
         for row in np.flatnonzero(entities.kind == Kind.OBJECT).tolist()
-        if any(stem_of(alias).base == FLAG for alias in entities.aliases[row])
+        if any(FLAG in alias and _FLAG_NAME.search(alias) for alias in entities.aliases[row])
     }
     found: dict[int, set[int]] = defaultdict(set)
     if not flags:
