@@ -63,6 +63,7 @@ enum hu_move_state {
     HU_MOVE_ENTERED = 4, /* it is on its way into the loop */
     HU_MOVE_ARRIVED = 5, /* it works, or sleeps, in the new loop */
     HU_MOVE_REVOKED = 6, /* it did not leave in time and is to stay: should it come yet, it goes back */
+    HU_MOVE_STAYED = 7,  /* it was seen at work after that, and has its return address back */
 };
 
 /* What a thread needs in order to land.  Rows stay valid for as long as a slot may lead here. */

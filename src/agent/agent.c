@@ -678,6 +678,11 @@ static struct hu_move *move_at(uint64_t index)
     return (struct hu_move *)hu_mailbox.moves + index;
 }
 
+static int is_over(uint64_t state)
+{
+    return state == HU_MOVE_FREE || state == HU_MOVE_ARRIVED || state == HU_MOVE_STAYED;
+}
+
 static void put(uint64_t address, uint64_t size, uint64_t value)
 {
     switch (size) {
@@ -746,7 +751,7 @@ __attribute__((used)) void hu_land(struct hu_landing *landing, uint64_t *slot)
     for (uint64_t i = 0; i < hu_mailbox.move_count; i++) {
         struct hu_move *move = move_at(i);
         uint64_t state = load(&move->state);
-        if (move->slot != (uint64_t)slot || move->tcb != self || state == HU_MOVE_FREE || state == HU_MOVE_ARRIVED) {
+        if (move->slot != (uint64_t)slot || move->tcb != self || is_over(state)) {
             continue;
         }
         *slot = move->back;
@@ -781,7 +786,7 @@ __attribute__((used)) int hu_pass(struct hu_passage *passage)
     for (uint64_t i = 0; i < hu_mailbox.move_count; i++) {
         struct hu_move *move = move_at(i);
         uint64_t state = load(&move->state);
-        if (move->tcb != self || state == HU_MOVE_FREE || state == HU_MOVE_ARRIVED) {
+        if (move->tcb != self || is_over(state)) {
             continue;
         }
         switch ((enum hu_site_kind)site->kind) {
@@ -809,7 +814,7 @@ __attribute__((used)) int hu_pass(struct hu_passage *passage)
                 if (*(uint64_t *)move->slot == (uint64_t)hu_landing) {
                     *(uint64_t *)move->slot = move->back;
                 }
-                store(&move->state, HU_MOVE_FREE);
+                store(&move->state, HU_MOVE_STAYED);
             } else {
                 move->worked = now();
             }

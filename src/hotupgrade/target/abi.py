@@ -67,6 +67,7 @@ class MoveState(enum.IntEnum):
     ENTERED = 4
     ARRIVED = 5
     REVOKED = 6
+    STAYED = 7
 
 
 class SiteKind(enum.IntEnum):

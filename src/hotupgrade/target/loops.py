@@ -102,15 +102,14 @@ class LoopFinder:
         self._rows: dict[int, Row | None] = {}
         self.doubts: dict[int, Reason] = {}  # by thread id
 
-    def find(self, thread: ThreadState) -> InLoop | None:
+    def find(self, thread: ThreadState, tcb: int) -> InLoop | None:
         """The loop that a thread was started with and is in; None if that is none of these.
 
         What looks like one of them, but cannot be proven, goes to :attr:`doubts`: whether the thread is in it after
-        all, the stop finds out.
+        all, the stop finds out.  ``tcb``: its control block (:func:`thread_pointer`).
         """
-        tcb = thread_pointer(self._process, thread.tid)
-        mapping = None if tcb is None else mapping_at(self._process.maps(), tcb)
-        if tcb is None or mapping is None:
+        mapping = mapping_at(self._process.maps(), tcb)
+        if mapping is None:
             return None
         low = max(mapping.start, tcb - _WINDOW)
         words = np.frombuffer(self._process.read(low, (min(tcb + _PTHREAD, mapping.end) - low) // 8 * 8), np.uint64)

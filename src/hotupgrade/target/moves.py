@@ -70,14 +70,17 @@ class MoveTable:
             if row.state in LED_HERE and self._agent.process.read_word(int(row.slot)) == self.landing:
                 yield row
 
-    def forget(self, threads: Collection[int]) -> None:
-        """Free the rows that nothing leads to: of threads that have ended (``threads`` are those that live), and those
-        of stops that were not made."""
+    def forget(self, blocks: Collection[int]) -> None:
+        """Free the rows that nothing leads to: of threads that have ended, and those of stops that were not made.
+
+        ``blocks``: the control blocks of the threads that live.  In a forked child a thread keeps its block, and the
+        way that it is led, but not its number.
+        """
         for index, row in enumerate(self.rows()):
             if row.state == abi.MoveState.FREE:
                 continue
             waits = row.state in (abi.MoveState.WAITING, abi.MoveState.REVOKED)
-            if row.tid not in threads or (waits and self._agent.process.read_word(int(row.slot)) != self.landing):
+            if row.tcb not in blocks or (waits and self._agent.process.read_word(int(row.slot)) != self.landing):
                 self.set_state(index, abi.MoveState.FREE)
 
     def set_state(self, index: int, state: abi.MoveState) -> None:

@@ -86,14 +86,15 @@ class Standing:
 class Departure:
     """What one attempt at a stop does besides, for threads that are led out of their loops.
 
-    ``words`` are return addresses on their stacks; ``after`` is made by the main thread as soon as the others are let
-    go, and takes at most ``patience`` seconds.
+    ``words`` are return addresses on their stacks; ``after`` is made as soon as the others are let go, and takes at
+    most ``patience`` seconds: by the main thread if ``hold_main``, else by any that is not led out itself.
     """
 
     standing: Mapping[int, Standing] = field(default_factory=dict)  # by thread id
     words: Sequence[Word] = ()
     after: Sequence[Operation] = ()
     patience: float = 0.0
+    hold_main: bool = False
 
 
 class Mover(Protocol):

@@ -143,15 +143,17 @@ class Stopper:
         except NotNow as error:
             return error
         self._after = [*request.after, *self._departure.after]
-        choice = [t for t in leaders(states, process.pid, only_main=bool(self._after)) if t.tid not in busy]
+        only_main = bool(request.after) or self._departure.hold_main
+        absent = busy | self._departure.standing.keys() if self._departure.after else busy
+        choice = [t for t in leaders(states, process.pid, only_main) if t.tid not in absent]
         if not choice:
             return NotNow(
                 Reason(
-                    "main-busy" if self._after else "no-thread",
+                    "main-busy" if only_main else "no-thread",
                     str(process.pid),
                     f"process {process.pid}: constructors are to be run, or threads restarted, but the main thread is "
                     f"never asleep to do it"
-                    if self._after
+                    if only_main
                     else f"process {process.pid}: no thread is asleep in a system call that can be interrupted",
                 )
             )

@@ -7,6 +7,7 @@ from typing import Any
 from hotupgrade.target.agent import NAME
 from hotupgrade.target.maps import mapping_at
 from hotupgrade.target.modules import Module
+from hotupgrade.target.moves import find_moves
 from hotupgrade.upgrade import documents, journal
 from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.session import Session
@@ -82,8 +83,24 @@ def status(pid: int) -> Document:
                 for m in ledger.modules
             ],
             "memory_bytes": sum(image.pages for image in images),
+            "settled": ledger.unsettled is None,
+            "on_their_way": _on_their_way(session),
         }
         return document
+
+
+def _on_their_way(session: Session) -> list[Document]:
+    """Threads that enter the code in force when their sleep ends, and those that an upgrade could not restart."""
+    table = None if session.agent is None else find_moves(session.agent)
+    names = {loop.home: loop.function for g in session.ledger.generations for loop in g.loops}
+    return [
+        {
+            "tid": int(row.tid),
+            "function": names.get(int(row.entry), ""),
+            "state": "sleeping" if row.drop else "stayed",
+        }
+        for row in (table.led_here() if table else ())
+    ]
 
 
 def symbols(pid: int) -> Document:

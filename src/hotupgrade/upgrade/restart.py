@@ -20,7 +20,7 @@ from hotupgrade.target import abi
 from hotupgrade.target.agent import Agent, Operation, call, system_call
 from hotupgrade.target.backtrace import Unwinder
 from hotupgrade.target.clock import Reading, ticks_per_us
-from hotupgrade.target.loops import InLoop, LoopCode, LoopFinder
+from hotupgrade.target.loops import InLoop, LoopCode, LoopFinder, thread_pointer
 from hotupgrade.target.moves import MoveTable
 from hotupgrade.target.process import Process, ThreadState
 from hotupgrade.target.request import Departure, Forbidden, Standing, Word
@@ -101,7 +101,8 @@ class Restart:
 
     def depart(self, threads: Sequence[ThreadState]) -> Departure:
         """See :class:`hotupgrade.target.request.Mover`."""
-        self._table.forget({thread.tid for thread in threads})
+        blocks = {thread.tid: thread_pointer(self._process, thread.tid) for thread in threads}
+        self._table.forget({block for block in blocks.values() if block is not None})
         led = {int(row.slot): row for row in self._table.led_here()}
         codes = [_code(self._process, loop) for loop in self._loops]
         finder = LoopFinder(self._process, self._unwinder, codes, {slot: int(row.back) for slot, row in led.items()})
@@ -109,7 +110,8 @@ class Restart:
         found: list[InLoop] = []
         self._asleep = []
         for thread in threads:
-            settled = next((row for row in led.values() if row.tid == thread.tid), None)
+            block = blocks[thread.tid]
+            settled = next((row for row in led.values() if row.tcb == block), None)
             if settled is not None:
                 # It is led to the code in force already, or stays where it is.
                 number = next((k for k, loop in enumerate(self._loops, 1) if loop.home == settled.entry), 0)
@@ -118,7 +120,7 @@ class Restart:
                     loop = self._loops[number - 1]
                     self._asleep.append(ThreadRestart(thread.tid, loop.function, loop.door, "sleeping"))
                 continue
-            place = None if thread.tid == self._process.pid else finder.find(thread)
+            place = None if thread.tid == self._process.pid or block is None else finder.find(thread, block)
             if place is None:
                 continue
             if Door(self._loops[place.loop].door) is Door.SLEEP and place.asleep is None:
@@ -161,7 +163,8 @@ class Restart:
             if Door(group.loop.door) is not Door.SLEEP:
                 after.append(self._operations(group, first))
                 patience += 2 * group.loop.limit_us / 1e6
-        return Departure(standing, words, [operation for group in after for operation in group], patience)
+        operations = [operation for group in after for operation in group]
+        return Departure(standing, words, operations, patience, any(loop.hold_main for _, loop, _ in self._placed))
 
     def _key(self, loop: LoopRecord, place: InLoop) -> object:
         door = Door(loop.door)
