@@ -174,6 +174,8 @@ _DOORS = {
     "sleeps": (Door.SLEEP,),
     "reason": (Door.NONE,),
     "group": (Door.FIELDS, Door.LATCH),
+    "hold": (Door.FIELDS, Door.LATCH),
+    "one_by_one": (Door.FIELDS, Door.LATCH),
     "skip": (Door.FIELDS, Door.LATCH, Door.SLEEP),
 }
 
@@ -188,7 +190,7 @@ def _door(loop: LoopProfile) -> Iterator[str]:
             yield f"door '{loop.door}' needs '{key}'"
     for key, doors in _DOORS.items():
         if getattr(loop, key) and loop.door not in doors:
-            yield f"'{key}' means nothing for door '{loop.door}'"
+            yield f"'{key.replace('_', '-')}' means nothing for door '{loop.door}'"
     if loop.group and loop.one_by_one:
         yield "a 'group' cannot be restarted one by one"
 

@@ -111,7 +111,7 @@ def _faults(
             )
             yield Reason("loop-profile-mismatch", name, text)
     if count > 1:
-        text = f"{name} changed, and it has {count} safe points with flags of their own; use one per source file"
+        text = f"{name} changed, and it has {count} safe points with flags of their own; use one per loop"
         yield Reason("loop-profile-mismatch", name, text)
     if sizes != {FLAG_SIZE}:
         text = f"{name} changed, and the flag of its safe point does not have {FLAG_SIZE} bytes; include hotupgrade.h"

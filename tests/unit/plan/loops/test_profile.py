@@ -115,6 +115,8 @@ FAULTS = {
     "no reason": (NONE.replace("reason", "#"), "door 'none' needs 'reason'"),
     "a key of another door": (FIELDS + 'sleeps = ["poll"]', "'sleeps' means nothing for door 'fields'"),
     "asking a sleeper": (SLEEP + 'ask = [["stop", 1]]', "'ask' means nothing for door 'sleep'"),
+    "holding for a sleeper": (SLEEP + 'hold = "main"', "'hold' means nothing for door 'sleep'"),
+    "sleepers in order": (SLEEP + "one-by-one = true", "'one-by-one' means nothing for door 'sleep'"),
     "skips of no door": (NONE + '[[loop.skip]]\nsetup = ["f"]', "'skip' means nothing for door 'none'"),
     "a group one by one": (LATCH + 'group = "g"\none-by-one = true', "cannot be restarted one by one"),
     "no argument": (FIELDS.replace("argument", "#"), "no 'argument' to start from"),
