@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hotupgrade.report.document import Document, duration, names, number, plural, rows, section, text
+from hotupgrade.report.restarts import STAYED, Restart, became, groups, longest_gap, restarts, summary
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #f6f7f9; --card: #fff; --ink: #1f2933; --faint: #5d6976; --line: #dde2e8;
@@ -53,6 +54,9 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 SWITCHES = ("upgrade", "rollback")
+SWITCH_HEADS = ("busy threads", "their restart", "group’s restart", "longest", "edits", "prepare")
+THREAD_HEADS = ("held by the stop", "by its restart", "by the settling stop")
+THREADS_AT_ONCE = 40  # more of them are behind a fold
 
 
 def write(report: Document, picture: Path, path: Path) -> None:
@@ -69,6 +73,7 @@ def render(report: Document, image: str = "") -> str:
         _figures(report),
         _facts(report),
         _timeline(report, image),
+        _threads(report),
         _switches(report),
         _changes(report),
         _machine(report),
@@ -121,6 +126,9 @@ def _figures(report: Document) -> str:
     if busy is not None:
         beside = f", {duration(empty)} for a stop that changes nothing" if empty is not None else ""
         boxes.append(("busy", duration(busy), f"lost by the busy threads{beside}"))
+    gap = longest_gap(restarts(document))
+    if gap is not None:
+        boxes.append(("busy", duration(gap), "lost besides by a busy thread that was restarted in the new code"))
     if longest is not None:
         boxes.append(("", duration(longest), "the longest that any thread was held, asleep or not"))
     if edits is not None:
@@ -162,6 +170,52 @@ def _timeline(report: Document, image: str) -> str:
     return _section("The break", inside)
 
 
+def _threads(report: Document) -> str:
+    """Thread by thread: only parked or restarted, and what each cost."""
+    threads = rows(_main_upgrade(report), "threads")
+    if not threads:
+        return ""
+    ordered = sorted(threads, key=lambda thread: (not section(thread, "restart"), thread.get("busy") is not True))
+    lines = "".join(_thread(thread) for thread in ordered)
+    heads = "".join(f'<th class="number">{head}</th>' for head in THREAD_HEADS)
+    table = (
+        f"<table><thead><tr><th>thread</th><th>what became of it</th>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+    )
+    words = summary(_main_upgrade(report)) or f"{plural(len(threads), 'thread')}, all only parked"
+    if len(threads) > THREADS_AT_ONCE:
+        return _section("Thread by thread", f"<details><summary>{_safe(words)}</summary><div>{table}</div></details>")
+    return _section("Thread by thread", f'<p class="faint">{_safe(words)}.</p><div class="card">{table}</div>')
+
+
+def _thread(thread: Document) -> str:
+    (restart,) = restarts({"threads": [thread]}) or (None,)
+    words = _safe(became(thread))
+    if restart is not None:
+        words += f": <code>{_safe(restart.function)}</code>"
+    if restart is not None and restart.skipped:
+        skipped = _safe(", ".join(restart.skipped))
+        words += f'<br><span class="faint">skipped for this restart: <code>{skipped}</code></span>'
+    absent = text(thread, "how") == "absent"
+    held = None if absent else number(thread, "break_us")
+    cells = (_duration(held), _restart_cost(restart), _duration(number(thread, "settle_us")))
+    numbers = "".join(f'<td class="number">{_safe(cell)}</td>' for cell in cells)
+    name = text(thread, "name") or f"thread {thread.get('tid', '?')}"
+    state = "" if not absent else ", not there any more"
+    kind = ' class="bad"' if restart is not None and restart.state == STAYED else ""
+    note = f'<br><span class="faint">{"busy" if thread.get("busy") is True else "asleep"}{state}</span>'
+    return f"<tr><th>{_safe(name)}{note}</th><td{kind}>{words}</td>{numbers}</tr>"
+
+
+def _restart_cost(restart: Restart | None) -> str:
+    """What it lost by being restarted; for one without work to lose, how long it took."""
+    if restart is None or restart.asked is None or restart.arrived is None:
+        return "–"
+    if restart.gap is None:
+        return f"{duration(restart.arrived - restart.asked)}, asleep"
+    taken = f", of which the machine took {duration(restart.taken_us)}" if restart.taken else ""
+    return f"{duration(restart.gap)}{taken}"
+
+
 def _switches(report: Document) -> str:
     """Every switch of the run in one table: each upgrade and each rollback."""
     lines = []
@@ -170,17 +224,19 @@ def _switches(report: Document) -> str:
         if text(document, "command") not in SWITCHES:
             continue
         busy, longest = number(document, "break_us", "busy_max"), number(document, "break_us", "max")
-        cells = [duration(value) if value is not None else "–" for value in (busy, longest)]
+        found = restarts(document)
+        together = max((group.lasted for group in groups(found) if len(group.members) > 1), default=None)
+        cells = [_duration(value) for value in (busy, longest_gap(found), together, longest)]
         edits = number(document, "edits", "count")
         cells.append(f"{edits:,.0f}" if edits is not None else "–")
         prepare = number(document, "phases_us", "prepare")
-        cells.append(duration(prepare) if prepare is not None else "–")
+        cells.append(_duration(prepare))
         outcome = text(document, "outcome", default="not known")
         numbers = "".join(f'<td class="number">{_safe(cell)}</td>' for cell in cells)
         lines.append(f"<tr><th>{_safe(_step_title(step))}</th><td>{_safe(outcome)}</td>{numbers}</tr>")
     if not lines:
         return ""
-    heads = "".join(f'<th class="number">{head}</th>' for head in ("busy threads", "longest", "edits", "prepare"))
+    heads = "".join(f'<th class="number">{head}</th>' for head in SWITCH_HEADS)
     return _section(
         "Every switch of this run",
         f'<div class="card"><table><thead><tr><th>step</th><th>outcome</th>{heads}</tr></thead>'
@@ -245,6 +301,10 @@ def _step_title(step: Document) -> str:
 def _step_note(step: Document) -> str:
     outcome = text(step, "document", "outcome")
     return f' <span class="faint">{_safe(outcome)}</span>' if outcome else ""
+
+
+def _duration(microseconds: float | None) -> str:
+    return "–" if microseconds is None else duration(microseconds)
 
 
 def _build(module: Document, which: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
+from hotupgrade.report import restart_panels
 from hotupgrade.report.document import Document, duration, number, plural, rows, text
+from hotupgrade.report.restarts import ARRIVED, GONE, SLEEPING, STAYED, longest_gap, restarts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +37,8 @@ PHASE_COLOURS = {
 }
 BUSY, ASLEEP, INK, FAINT = "#d9480f", "#a9b8cc", "#1f2933", "#6b7785"
 HOW = {"signal": "by signal", "redirect": "by redirection", "leader": "ran the switch"}
+#: In place of the above, for threads in loops that changed.
+MOVED = {ARRIVED: "restarted", SLEEPING: "restarts on waking", STAYED: "did not leave", GONE: "ended"}
 
 ROWS_AT_MOST = 12  # more threads of one kind than this share one block
 WIDTH, LEFT, RIGHT = 12.0, 2.75, 2.55  # inches: the margins hold the words
@@ -52,6 +56,7 @@ class Bar:
     parked: float
     released: float
     lost: float
+    restart: str = ""  # the restart's state, of a thread that stood in a loop that changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,8 @@ def _bars(document: Document) -> list[Bar]:
         lost = released - parked if lost is None else lost
         name = text(thread, "name") or f"thread {thread.get('tid', '?')}"
         busy = thread.get("busy") is True
-        found.append(Bar(name, text(thread, "how"), busy, parked, released, lost))
+        state = text(thread, "restart", "state")
+        found.append(Bar(name, text(thread, "how"), busy, parked, released, lost, state))
     return sorted(found, key=lambda bar: (not bar.busy, bar.parked, bar.name))
 
 
@@ -124,8 +130,10 @@ def _title(document: Document) -> str:
 def _subtitle(document: Document) -> str:
     busy, longest = number(document, "break_us", "busy_max"), number(document, "break_us", "max")
     parts = []
+    gap = longest_gap(restarts(document))
     if busy is not None:
-        parts.append(f"the busy threads lost at most {duration(busy)}")
+        by_restart = f", and {duration(gap)} by their restart" if gap is not None else ""
+        parts.append(f"the busy threads lost at most {duration(busy)}{by_restart}")
     if longest is not None:
         parts.append(f"no thread was held longer than {duration(longest)}")
     parts.append(plural(number(document, "functions", "changed"), "function") + " changed")
@@ -143,6 +151,8 @@ def _footer(document: Document) -> str:
     attempts = number(document, "attempts")
     if attempts is not None and attempts > 1:
         parts.append(f"Shown is the last of {attempts:.0f} stops; the earlier ones were given up and released.")
+    if document.get("settle_us"):
+        parts.append("The settling stop gives the calls of the restarted loops back what they were; nothing else.")
     absent = [text(thread, "name") for thread in rows(document, "threads") if text(thread, "how") == "absent"]
     if absent:
         shown = ", ".join(absent[:4]) + (" and others" if len(absent) > 4 else "")
@@ -158,35 +168,101 @@ def _picture(document: Document, phases: list[tuple[str, float, float]], bars: l
     window = max([end for _, _, end in phases] + [bar.released for bar in bars] + [1.0])
     limits = (min([-0.005 * window] + [bar.parked for bar in bars]), 1.005 * window)
     enlarged = _enlarged([bar for bar in bars if bar.busy], window)
-
-    threads_height = max(sum(line.height for line in lines), ROW) + 0.15
-    zoom_height = 0.0 if enlarged is None else sum(line.height for line in lines if line.busy) + 0.45
+    unit = "µs since the begin of “stop”"
     footer = _wrapped(_footer(document))
-    above, gap, between, below = 0.98, 0.42, 0.82, 0.92 + 0.16 * footer.count("\n")
-    height = above + STRIP + gap + threads_height + (between + zoom_height if zoom_height else 0) + below
-    figure = Figure(figsize=(WIDTH, height))
-    FigureCanvasAgg(figure)
-
-    def axes(top: float, tall: float) -> Axes:
-        plot_width = WIDTH - LEFT - RIGHT
-        return figure.add_axes((LEFT / WIDTH, 1 - (top + tall) / height, plot_width / WIDTH, tall / height))
-
-    strip = axes(above, STRIP)
-    threads = axes(above + STRIP + gap, threads_height)
-    _draw_phases(strip, document, phases, limits)
-    _draw_threads(threads, lines, phases, limits)
-    _label_axis(threads, "µs since the begin of “stop”" if enlarged is None else "µs")
+    sheet = _Sheet(0.98)
+    sheet.add(STRIP, lambda axes: _draw_phases(axes, document, phases, limits))
+    threads = sheet.add(
+        max(sum(line.height for line in lines), ROW) + 0.15,
+        lambda axes: _draw_threads(axes, lines, phases, limits),
+        unit if enlarged is None else "µs",
+        above=0.42,
+    )
+    zoom = None
     if enlarged is not None:
-        zoom = axes(above + STRIP + gap + threads_height + between, zoom_height)
-        _draw_threads(zoom, [line for line in lines if line.busy], phases, enlarged, named_phases=True)
-        _label_axis(zoom, "µs since the begin of “stop”, enlarged around the busy threads’ break")
-        _connect(figure, threads, zoom, enlarged)
-
-    left = 0.3 / WIDTH
+        busy = [line for line in lines if line.busy]
+        zoom = sheet.add(
+            sum(line.height for line in busy) + 0.45,
+            lambda axes: _draw_threads(axes, busy, phases, enlarged, named_phases=True),
+            f"{unit}, enlarged around the busy threads’ break",
+            above=0.82,
+        )
+    _add_restarts(sheet, document, unit)
+    figure, drawn = sheet.draw(below=0.92 + 0.16 * footer.count("\n"))
+    if enlarged is not None and zoom is not None:
+        _connect(figure, drawn[threads], drawn[zoom], enlarged)
+    left, height = 0.3 / WIDTH, sheet.height(0.92 + 0.16 * footer.count("\n"))
     figure.text(left, 1 - 0.30 / height, _title(document), size=14, weight="bold", color=INK, va="center")
-    figure.text(left, 1 - 0.60 / height, _subtitle(document), size=10.5, color=INK, va="center")
+    subtitle = _subtitle(document)
+    fitting = 10.5 if len(subtitle) < 125 else 9.3
+    figure.text(left, 1 - 0.60 / height, subtitle, size=fitting, color=INK, va="center")
     figure.text(left, 0.20 / height, footer, size=8, color=FAINT, va="bottom", linespacing=1.4)
     return figure
+
+
+def _add_restarts(sheet: _Sheet, document: Document, unit: str) -> None:
+    found = restarts(document)
+    ways, losses = restart_panels.ways(found), restart_panels.losses(found)
+    if ways:
+        moved = sum(one.moved for one in found)
+        sheet.add(
+            restart_panels.ROW * len(ways),
+            lambda axes: restart_panels.draw_ways(axes, ways, moved),
+            f"{unit}, after it",
+            above=0.62 + restart_panels.HEAD,
+        )
+    if losses:
+        told = sum(one.gap is not None for one in found)
+        sheet.add(
+            restart_panels.ROW * len(losses),
+            lambda axes: restart_panels.draw_losses(axes, losses, told),
+            "µs, from the begin of each column",
+            above=0.68 + restart_panels.HEAD,
+            located=False,
+        )
+
+
+@dataclass
+class _Panel:
+    top: float
+    height: float
+    draw: Callable[[Axes], None]
+    axis: str
+    located: bool
+
+
+class _Sheet:
+    """Panels below one another, each as high as it needs to be, in inches."""
+
+    def __init__(self, top: float) -> None:
+        self._end = top
+        self._panels: list[_Panel] = []
+
+    def add(
+        self, height: float, draw: Callable[[Axes], None], axis: str = "", *, above: float = 0.0, located: bool = True
+    ) -> int:
+        """Add a panel; its number.  ``located``: its ticks may be chosen freely."""
+        self._panels.append(_Panel(self._end + above, height, draw, axis, located))
+        self._end += above + height
+        return len(self._panels) - 1
+
+    def height(self, below: float) -> float:
+        return self._end + below
+
+    def draw(self, below: float) -> tuple[Figure, list[Axes]]:
+        height = self.height(below)
+        figure = Figure(figsize=(WIDTH, height))
+        FigureCanvasAgg(figure)
+        plot_width = WIDTH - LEFT - RIGHT
+        drawn = []
+        for panel in self._panels:
+            bottom = 1 - (panel.top + panel.height) / height
+            axes = figure.add_axes((LEFT / WIDTH, bottom, plot_width / WIDTH, panel.height / height))
+            panel.draw(axes)
+            if panel.axis:
+                _label_axis(axes, panel.axis, located=panel.located)
+            drawn.append(axes)
+        return figure, drawn
 
 
 def _enlarged(busy: Sequence[Bar], window: float) -> tuple[float, float] | None:
@@ -312,7 +388,7 @@ def _right_words(line: Row) -> str:
         return f"median {duration(statistics.median(lost))}\nlongest {duration(max(lost))}"
     bar = line.bars[0]
     state = "busy" if bar.busy else "asleep"
-    how = HOW.get(bar.how, bar.how)
+    how = MOVED.get(bar.restart, bar.restart) or HOW.get(bar.how, bar.how)
     return f"{duration(bar.lost)}  {state}" + (f", {how}" if how else "")
 
 
@@ -330,9 +406,11 @@ def _shortened(name: str, most: int = 30) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _label_axis(axes: Axes, words: str) -> None:
+def _label_axis(axes: Axes, words: str, *, located: bool) -> None:
     axes.set_xlabel(words, size=9, color=FAINT)
     axes.tick_params(axis="x", colors=FAINT, labelsize=8.5)
+    if not located:
+        return
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.ticklabel_format(axis="x", style="plain", useOffset=False)
 

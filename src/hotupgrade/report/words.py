@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hotupgrade.report.document import duration
+from hotupgrade.report.restarts import DOORS, UNMOVED, Group, Restart, groups, restarts
+
 Document = dict[str, Any]
 
 _MANY = 12
@@ -102,6 +105,59 @@ def _timing(console: Console, document: Document) -> None:
     sleepers = [t["break_us"] for t in document["threads"] if not t["busy"]]
     if sleepers:
         console.print(f"  {len(sleepers)} sleeping threads: at most {_micro(max(sleepers))}")
+    _restarts(console, document)
+
+
+def _restarts(console: Console, document: Document) -> None:
+    """Thread by thread, what the restart of those was whose loop changed; nothing if none did."""
+    found = restarts(document)
+    if not found:
+        return
+    many = groups(found)
+    console.print(
+        "  restarted in the new code, the others were only parked:" if many else "  to be restarted in the new code:"
+    )
+    for group in many[:_MANY]:
+        if len(group.members) == 1:
+            console.print(_alone(group.members[0], group))
+        else:
+            console.print(_together(group))
+    if len(many) > _MANY:
+        gaps = [one.gap for group in many[_MANY:] for one in group.members if one.gap is not None]
+        most = f", which lost at most {duration(max(gaps))}" if gaps else ""
+        console.print(f"    and {len(many) - _MANY} more{most}")
+    for state in UNMOVED:
+        waiting = [f"{one.name} ({one.function})" for one in found if one.state == state and not one.moved]
+        if waiting:
+            console.print(f"    {UNMOVED[state]}: {_names(waiting)}")
+    settle = document.get("settle_us")
+    if settle:
+        console.print(
+            f"  one more stop to tidy up: busy threads {_micro(settle['busy_max'])}, longest {_micro(settle['max'])}"
+        )
+
+
+def _alone(one: Restart, group: Group) -> Text:
+    words = Text(f"    {one.name} ({one.function}) {DOORS.get(one.door, one.door)}: ")
+    if one.gap is None:
+        return words.append(f"{_micro(group.lasted)} from being asked to work in the new code")
+    spans = {part.kind: part.length for part in one.parts()}
+    words.append("break ").append(_micro(one.gap), "bold")
+    words.append(f", out {_micro(one.gap - spans.get('in', 0.0))} and in {_micro(spans.get('in'))}")
+    if one.taken:
+        words.append(f"; of this the machine took {_micro(one.taken_us)} for others")
+    return words.append(f"; worked on for {_micro(spans.get('on', 0.0))} after it was asked")
+
+
+def _together(group: Group) -> Text:
+    functions = ", ".join(dict.fromkeys(one.function for one in group.members))
+    doors = " and ".join(dict.fromkeys(DOORS.get(one.door, one.door) for one in group.members))
+    members = _names([one.name for one in group.members])
+    return Text.assemble(
+        f"    {members} ({functions}) {doors}: ",
+        (_micro(group.lasted), "bold"),
+        f" as a group, out {_micro(group.left - group.asked)} and in {_micro(group.arrived - group.left)}",
+    )
 
 
 def _upgrade(console: Console, document: Document) -> None:

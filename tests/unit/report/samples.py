@@ -17,6 +17,63 @@ def thread(name: str, parked: float, released: float, *, busy: bool = False, how
     }
 
 
+def restarted(
+    row: dict[str, Any],
+    function: str,
+    door: str,
+    begin: float | None = None,
+    out: float | None = None,
+    into: float | None = None,
+    gap: float | None = None,
+    *,
+    state: str = "arrived",
+    settle: float | None = 9.0,
+) -> dict[str, Any]:
+    """A thread's row with a restart."""
+    skipped = ["cache_uninit", "detach"] if gap is not None else []
+    row["restart"] = {
+        "function": function,
+        "door": door,
+        "state": state,
+        "begin_us": begin,
+        "out_us": out,
+        "in_us": into,
+        "gap_us": gap,
+        "skipped": skipped,
+    }
+    row["settle_us"] = settle
+    return row
+
+
+def upgrade_with_restarts(pollers: int = 2) -> dict[str, Any]:
+    """Pollers one after the other, a group of two, one that sleeps, one that was only parked; as from a real switch."""
+    document = upgrade(sleepers=0, busy=0)
+    pmds = [
+        restarted(
+            thread(f"pmd-c{number:02}", 32.0, 50.0, busy=True),
+            "poll",
+            "fields",
+            400.0 + 300 * number,
+            240.0,
+            10.0,
+            40.0,
+        )
+        for number in range(pollers)
+    ]
+    document["threads"] = [
+        thread("main", 30.0, 90.0, how="leader"),
+        *pmds,
+        restarted(thread("handler6", 2.0, 54.0), "handle", "latch", 100.0, 20.0, 90.0),
+        restarted(thread("revalidator7", 2.1, 54.0), "revalidate", "latch", 101.0, 70.0, 45.0),
+        restarted(thread("watchdog", 2.2, 54.0), "watch", "sleep", state="sleeping"),
+    ]
+    for number, row in enumerate(document["threads"]):
+        row["tid"] = 100 + number
+    document["settle_us"] = {"busy_max": 9.0, "max": 400.0}
+    document["break_us"] = {"busy_max": 18.0, "max": 60.0}
+    return document
+
+
 def upgrade(sleepers: int = 3, busy: int = 1, stop: float = 40.0) -> dict[str, Any]:
     threads = [thread(f"pmd-c{i:02}", stop - 8, stop + 10, busy=True) for i in range(busy)]
     threads += [thread(f"handler{i}", 2.0 + i * 0.1, stop + 14) for i in range(sleepers)]

@@ -107,6 +107,56 @@ def test_a_fact_that_broke_or_a_step_that_failed_is_the_verdict() -> None:
     assert "Not as it should be: upgrade under load" in page.render(failed)
 
 
+def words_of(document: dict[str, Any]) -> str:
+    return " ".join(checked(page.render({"steps": [{"title": "x", "document": document}]})).words)
+
+
+def test_thread_by_thread_what_became_of_it_and_what_it_cost() -> None:
+    words = words_of(samples.upgrade_with_restarts(1))
+    for expected in (
+        "3 threads restarted, 1 restarts when its sleep ends; a busy one lost at most 40.0 µs by it.",
+        "restarted by its own door:  poll",
+        "skipped for this restart:  cache_uninit, detach",
+        "restarted by its group's latch:  handle",
+        "110 µs, asleep",
+        "restarts when its sleep ends:  watch",
+        "only parked",
+        "lost besides by a busy thread that was restarted",
+        "by the settling stop",
+    ):
+        assert expected in words
+
+
+def test_without_restarts_all_were_only_parked() -> None:
+    words = words_of(samples.upgrade())
+    assert "4 threads, all only parked" in words
+    assert "restarted" not in words
+
+
+def test_what_the_machine_took_is_told_apart() -> None:
+    document = samples.upgrade_with_restarts(1)
+    document["threads"][1]["restart"]["taken_us"] = [[615.0, 630.0]]
+    assert "40.0 µs, of which the machine took 15.0 µs" in words_of(document)
+
+
+def test_very_many_threads_are_behind_a_fold() -> None:
+    checker = checked(page.render({"steps": [{"title": "x", "document": samples.upgrade_with_restarts(60)}]}))
+    words = " ".join(checker.words)
+    assert "62 threads restarted" in words
+    assert "pmd-c59" in words
+
+
+def test_every_switch_says_what_restarts_cost() -> None:
+    words = words_of(samples.upgrade_with_restarts(1))
+    assert "18.0 µs 40.0 µs 116 µs 60.0 µs" in words
+
+
+def test_a_thread_that_did_not_leave_is_marked() -> None:
+    document = samples.upgrade_with_restarts(1)
+    document["threads"][1]["restart"]["state"] = "stayed"
+    assert '<td class="bad">did not leave its loop' in page.render({"steps": [{"document": document}]})
+
+
 def test_everything_is_escaped() -> None:
     evil = "</pre><script>alert(1)</script>\"'&"
     document = samples.upgrade() | {"name": evil, "outcome": evil, "time": evil}
@@ -119,6 +169,10 @@ def test_everything_is_escaped() -> None:
         }
     ]
     document["notes"] = [{"code": evil, "text": evil}]
+    document["threads"] = [
+        {"name": evil, "tid": evil, "restart": {"function": evil, "door": evil, "state": evil, "skipped": [evil]}},
+        {"name": evil, "how": evil, "restart": {"state": "arrived", "door": evil}},
+    ]
     report = {
         "title": evil,
         "machine": {evil: evil},

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hotupgrade.report import timeline
+from hotupgrade.report import restart_panels, timeline
+from hotupgrade.report.restarts import restarts
 from unit.report import samples
 
 
@@ -32,6 +33,10 @@ def size_of(picture: Path) -> tuple[int, int]:
         {"threads": [None, 3, {"name": "x"}, samples.thread("y", 1.0, 0.5)], "phases_us": {"stop": "soon"}},
         {"threads": [samples.thread("$alpha_{x}$ & <b>", -2.0, 3.0)]},
         {"phases_us": {"stop": 0.0}},
+        samples.upgrade_with_restarts(),
+        samples.upgrade_with_restarts(0),
+        samples.upgrade_with_restarts() | {"settle_us": None},
+        {"threads": [samples.thread("x", 1.0, 2.0) | {"restart": {"state": "arrived", "gap_us": 3.0}}]},
     ],
 )
 def test_every_document_gets_a_picture(document: dict[str, Any], tmp_path: Path) -> None:
@@ -88,6 +93,56 @@ def test_absent_threads_are_named_not_drawn() -> None:
     assert all(bar.name != "aio" for bar in timeline._bars(document))
     assert "aio" in timeline._footer(document)
     assert "last of 3 stops" in timeline._footer(document)
+
+
+def test_threads_in_loops_that_changed_say_so() -> None:
+    bars = {bar.name: bar for bar in timeline._bars(samples.upgrade_with_restarts(1))}
+    words = {name: timeline._right_words(timeline.Row((bar,))) for name, bar in bars.items()}
+    assert words == {
+        "pmd-c00": "18.0 µs  busy, restarted",
+        "main": "60.0 µs  asleep, ran the switch",
+        "handler6": "52.0 µs  asleep, restarted",
+        "revalidator7": "51.9 µs  asleep, restarted",
+        "watchdog": "51.8 µs  asleep, restarts on waking",
+    }
+    assert "18.0 µs, and 40.0 µs by their restart" in timeline._subtitle(samples.upgrade_with_restarts(1))
+
+
+def test_restarts_add_panels_of_bounded_height(tmp_path: Path) -> None:
+    timeline.draw(samples.upgrade_with_restarts(1), tmp_path / "1.png")
+    timeline.draw(samples.upgrade_with_restarts(200), tmp_path / "200.png")
+    assert size_of(tmp_path / "1.png")[1] < 1400
+    assert size_of(tmp_path / "200.png")[1] < 2400
+
+
+def test_the_longest_ways_are_shown_in_the_order_in_which_threads_were_asked() -> None:
+    document = samples.upgrade_with_restarts(30)
+    rows = {row["name"]: row.get("restart") for row in document["threads"]}
+    for name in ("pmd-c03", "pmd-c20"):
+        rows[name]["gap_us"] = 90.0
+    shown = [way.restart.name for way in restart_panels.ways(restarts(document))]
+    assert len(shown) == restart_panels.ROWS_AT_MOST
+    assert shown[:2] == ["handler6", "revalidator7"]
+    assert {"pmd-c03", "pmd-c20"} < set(shown)
+    assert shown[2:] == sorted(shown[2:])
+
+
+def test_losses_have_one_scale_and_do_not_overlap() -> None:
+    document = samples.upgrade_with_restarts(3)
+    document["threads"][2]["restart"]["gap_us"] = 95.0
+    losses = restart_panels.losses(restarts(document))
+    assert [loss.restart.name for loss in losses] == ["pmd-c01", "pmd-c00", "pmd-c02"]
+    first, second, third = losses[0].columns
+    assert first == 0.0
+    assert second > 18.0
+    assert third > second + 95.0
+    assert all(loss.columns == losses[0].columns for loss in losses)
+
+
+def test_what_a_gap_consists_of_is_all_of_it() -> None:
+    for loss in restart_panels.losses(restarts(samples.upgrade_with_restarts(3))):
+        parts = list(restart_panels._gap_parts(loss.restart))
+        assert [(kind, begin, length) for kind, begin, length in parts] == [("out", 0.0, 30.0), ("in", 30.0, 10.0)]
 
 
 def test_a_rollback_is_called_one() -> None:
