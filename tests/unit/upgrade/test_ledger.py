@@ -14,7 +14,12 @@ from hotupgrade.upgrade.ledger import (
     GenerationModule,
     ImageRecord,
     Ledger,
+    LoopRecord,
     ModuleRecord,
+    PlaceRecord,
+    SideRecord,
+    SiteRecord,
+    Unsettled,
     decode,
     encode,
     pack_words,
@@ -97,3 +102,54 @@ def test_half_an_edit_is_refused() -> None:
 def test_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match="version"):
         decode(*sealed(msgspec.msgpack.encode(Ledger(version=99))))
+
+
+def a_loop(**changes: object) -> LoopRecord:
+    place = PlaceRecord(offsets=[0, 8], size=1, path="a->b")
+    record = LoopRecord(
+        function="loop",
+        home=4096,
+        door="fields",
+        hold_main=True,
+        one_by_one=True,
+        sides=[SideRecord(entry=4096, ranges=[(4096, 4200)], sleeps=[4150])],
+        sites=[SiteRecord(address=4100, plain=1, stub=8192, index=3, kind="setup", pair=0, returns=1)],
+        pairs=[("put", "take")],
+        ask=[(place, 1)],
+        clear=[(place, 0)],
+        wake=[(4096, place)],
+        leaving=place,
+        thread=place,
+        limit_us=1000,
+    )
+    return msgspec.structs.replace(record, **changes)
+
+
+def with_loop(loop: LoopRecord) -> Ledger:
+    generation = msgspec.structs.replace(ledger().generations[0], loops=[loop], stubs=[(8192, 4096)])
+    unsettled = Unsettled(loops=[loop], stubs=[(8192, 4096)], last=True)
+    return msgspec.structs.replace(ledger(), generations=[generation], unsettled=unsettled)
+
+
+def test_loops_come_back_as_they_were() -> None:
+    assert decode(*parts(encode(with_loop(a_loop())))) == with_loop(a_loop())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"home": 1 << 47},
+        {"flag": -1},
+        {"wake": [(1 << 60, PlaceRecord(offsets=[0], size=8, path="p"))]},
+        {"sites": [SiteRecord(address=0, plain=0, stub=0, index=1 << 40, kind="work", pair=0)]},
+        {"sites": [SiteRecord(address=0, plain=0, stub=0, index=0, kind="work", pair=64)]},
+        {"ask": [(PlaceRecord(offsets=[0], size=8, path="p"), 1 << 64)]},
+        {"latch": PlaceRecord(offsets=[], size=8, path="p")},
+        {"leaving": PlaceRecord(offsets=[0], size=3, path="p")},
+        {"limit_us": 0},
+        {"limit_us": 10**9},
+    ],
+)
+def test_a_loop_that_cannot_be_is_no_ledger(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="ledger"):
+        decode(*parts(encode(with_loop(a_loop(**changes)))))
