@@ -137,7 +137,8 @@ class Code:
     def ranges(self) -> tuple[tuple[int, int], ...]:
         """[low, high) of the function and of each piece, vaddrs."""
         starts = [int(self.build.entities.address[row]) for row in self.rows]
-        return tuple((low, low + int(self.build.extent[row])) for low, row in zip(starts, self.rows, strict=True))
+        ends = [low + int(self.build.extent[row]) for low, row in zip(starts, self.rows, strict=True)]
+        return tuple((low, min(high, self.build.span)) for low, high in zip(starts, ends, strict=True))
 
     @cached_property
     def transfers(self) -> tuple[Transfer, ...]:
