@@ -38,6 +38,7 @@ class Options:
     emit_relocs: bool = False
     now: bool = False  # bind every symbol at start
     flags: tuple[str, ...] = ()
+    compiler: str = ""  # "": gcc or g++
 
     def words(self) -> list[str]:
         return [
@@ -61,7 +62,7 @@ class Builder:
     ) -> Path:
         """``libNAME.so.1`` of one version; ``uses`` are libraries that it needs."""
         source = next(path for path in (SOURCES / f"{name}.c", SOURCES / f"{name}.cpp") if path.exists())
-        compiler = "g++" if source.suffix == ".cpp" else "gcc"
+        compiler = options.compiler or ("g++" if source.suffix == ".cpp" else "gcc")
         soname = f"lib{name}.so.1"
         words = [compiler, "-O2", "-g", "-fPIC", "-shared", "-pthread", *WARNINGS, f"-DVERSION={version}"]
         words += [f"-Wl,-soname,{soname}", *options.words(), str(source), *_needs(uses)]

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hotupgrade.errors import Reason, Refused
-from hotupgrade.plan.entries import JUMP_SIZE
-from hotupgrade.plan.loops.model import LoopPlan, LoopSide, Place, Site, SiteKind
+from hotupgrade.plan.entries import JUMP_SIZE, jump_target
+from hotupgrade.plan.loops.model import LoopPlan, LoopSide, Place, SiteKind
 from hotupgrade.target.moves import MOST_SITES
 from hotupgrade.target.process import Process
+from hotupgrade.target.request import Word
 from hotupgrade.upgrade.ledger import Ledger, LoopRecord, PlaceRecord, SideRecord, SiteRecord
 from hotupgrade.upgrade.prepare import Planned
 from hotupgrade.upgrade.scene import LiveScene
+from hotupgrade.upgrade.words import to_words
 
 #: "push $imm32; jmp *slot(%rip)", padded; the slot holds the address of the agent's gate.
 _STUB = struct.Struct("<BiBBi5x")
 _PUSH, _JUMP_THROUGH = 0x68, (0xFF, 0x25)
-_CALL = 0xE8
+_CALL, _CALL_SIZE = 0xE8, 5
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,17 @@ def record_loops(
     stubs = iter(range(start, start + stubs_size(plans), _STUB.size))
     records = [_Recorder(item, plan, scene, process, numbers, stubs).record() for plan in plans]
     sites = sorted((site for record in records for site in record.sites), key=lambda site: site.stub)
+    return records, Stubs(start, stub_code(sites, start, gate))
+
+
+def stub_code(sites: Sequence[SiteRecord], start: int, gate: int) -> bytes:
+    """One stub for each site, and behind them the word that all of them jump through."""
     slot = start + _STUB.size * len(sites)
-    code = b"".join(
+    stubs = [
         _STUB.pack(_PUSH, site.index, *_JUMP_THROUGH, slot - (start + _STUB.size * number + 11))
         for number, site in enumerate(sites)
-    )
-    return records, Stubs(start, code + struct.pack("<Q", gate))
+    ]
+    return b"".join(stubs) + struct.pack("<Q", gate)
 
 
 class _Recorder:
@@ -89,6 +96,7 @@ class _Recorder:
         self._process = process
         self._numbers = numbers
         self._stubs = stubs
+        self._change = {word.address: word for words in to_words(item.plan.edits) for word in words}
 
     def record(self) -> LoopRecord:
         plan, images = self._plan, self._item.candidate.images
@@ -106,7 +114,7 @@ class _Recorder:
             hold_main=plan.hold_main,
             one_by_one=plan.one_by_one,
             sides=[_side(base, side) for base, side in sides],
-            sites=[self._site(base, side, site) for base, side in sides for site in side.sites if _passes(site)],
+            sites=[site for base, side in sides for site in self._sites(base, side)],
             pairs=[(pair.clean, pair.setup) for pair in plan.pairs],
             ask=[(_place(store.place), store.value) for store in plan.ask],
             clear=[(_place(store.place), store.value) for store in plan.clear],
@@ -118,24 +126,42 @@ class _Recorder:
             limit_us=plan.limit_us,
         )
 
-    def _site(self, base: int, side: LoopSide, site: Site) -> SiteRecord:
-        address = base + site.vaddr
-        content = self._process.read(address, 5)
-        if content[0] != _CALL or (site.vaddr < side.entry + JUMP_SIZE + 3 and site.vaddr >= side.entry):
-            text = (
-                f"the call of {site.name} in {self._plan.function} (at {address:#x}) is not what the file has, or is "
-                f"so near to the function's entry that a jump there would be in its way"
+    def _sites(self, base: int, side: LoopSide) -> Iterator[SiteRecord]:
+        for site in side.sites:
+            if site.kind is SiteKind.SLEEP:
+                continue
+            address = base + site.vaddr
+            content = self._call(base + side.entry, address)
+            if content is None:
+                continue
+            if content[0] != _CALL:
+                text = f"the call of {site.name} in {self._plan.function} (at {address:#x}) is not what the file has"
+                raise Refused(Reason("loop-profile-mismatch", self._plan.function, text))
+            yield SiteRecord(
+                address=address,
+                plain=int.from_bytes(content[1:], "little"),
+                stub=next(self._stubs),
+                index=next(self._numbers),
+                kind=site.kind.value,
+                pair=max(site.pair, 0),
+                returns=site.value,
             )
-            raise Refused(Reason("loop-profile-mismatch", self._plan.function, text))
-        return SiteRecord(
-            address=address,
-            plain=int.from_bytes(content[1:], "little"),
-            stub=next(self._stubs),
-            index=next(self._numbers),
-            kind=site.kind.value,
-            pair=max(site.pair, 0),
-            returns=site.value,
-        )
+
+    def _call(self, entry: int, address: int) -> bytes | None:
+        """The instruction, as it is or as it will be; None if a jump at the function's entry covers it all along."""
+        for change in ({}, self._change):
+            content = self._read(entry, JUMP_SIZE, change)
+            if not entry <= address < entry + JUMP_SIZE or jump_target(entry, content) is None:
+                return self._read(address, _CALL_SIZE, change)
+        return None
+
+    def _read(self, address: int, size: int, change: Mapping[int, Word]) -> bytes:
+        first = address // 8 * 8
+        content = bytearray(self._process.read(first, -(-(address + size - first) // 8) * 8))
+        for at in range(first, first + len(content), 8):
+            if at in change:
+                content[at - first : at - first + 8] = change[at].new.to_bytes(8, "little")
+        return bytes(content[address - first : address - first + size])
 
     def _function(self, name: str) -> int:
         address = self._scene.resolve(name, "")
@@ -154,10 +180,6 @@ class _Recorder:
                 return image.base + int(image.build.entities.address[old])
         text = f"{self._plan.function}: the running build has no {self._plan.flag}"
         raise Refused(Reason("loop-profile-mismatch", self._plan.function, text))
-
-
-def _passes(site: Site) -> bool:
-    return site.kind is not SiteKind.SLEEP
 
 
 def _side(base: int, side: LoopSide) -> SideRecord:

@@ -252,7 +252,7 @@ class _Work:
                 if restart is not None:
                     change = dataclasses.replace(
                         plain,
-                        code=sorted([*plain.code, *restart.arming()], key=lambda word: word.address),
+                        code=restart.arming(plain.code),
                         forbidden=with_loops(plain.forbidden, self._loops),
                     )
                 commit = Commit(self._session, agent, scratch, change, restart)

@@ -25,6 +25,7 @@ from hotupgrade.target.moves import MoveTable
 from hotupgrade.target.process import Process, ThreadState
 from hotupgrade.target.request import Departure, Forbidden, Standing, Word
 from hotupgrade.upgrade.ledger import LoopRecord, PlaceRecord, SideRecord
+from hotupgrade.upgrade.sites import armed
 
 SYS_READ, SYS_WRITE = 0, 1
 #: A thread that has left its loop waits no longer than this for the others of its group, in ns.
@@ -82,8 +83,8 @@ class Restart:
 
     # The calls that come by the agent
 
-    def arming(self) -> list[Word]:
-        """What makes the loops' calls come by the agent.  Their rows in its table are written here."""
+    def arming(self, code: Sequence[Word]) -> list[Word]:
+        """The words of a change, and what makes the loops' calls come by the agent.  Their rows are written here."""
         for loop in self._loops:
             for site in loop.sites:
                 row = abi.Site(
@@ -95,7 +96,7 @@ class Restart:
                     value=(site.returns or 0) & _MASK,
                 )
                 self._table.put_site(site.index, row)
-        return site_words(self._process, self._loops, armed=True)
+        return armed(self._process, self._loops, code)
 
     # At every attempt to stop
 
@@ -364,27 +365,6 @@ def _code(process: Process, loop: LoopRecord) -> LoopCode:
         text = f"process {process.pid}: {loop.function} leads to code that no upgrade has brought"
         raise NotNow(Reason("loop-unproven", loop.function, text))
     return LoopCode(loop.function, loop.home, tuple(side.ranges), frozenset(side.sleeps))
-
-
-def site_words(process: Process, loops: Sequence[LoopRecord], *, armed: bool) -> list[Word]:
-    """The words that arm the calls of loops, or give them back their own displacement; none for what is so already."""
-    before: dict[int, bytes] = {}
-    after: dict[int, bytearray] = {}
-    for site in (site for loop in loops for site in loop.sites):
-        field_at = site.address + 1
-        displacement = site.stub - site.address - 5 if armed else site.plain
-        content = struct.pack("<I", displacement & 0xFFFFFFFF)
-        for offset, byte in enumerate(content):
-            at = (field_at + offset) // 8 * 8
-            if at not in before:
-                before[at] = process.read(at, 8)
-                after[at] = bytearray(before[at])
-            after[at][(field_at + offset) % 8] = byte
-    return [
-        Word(at, int.from_bytes(before[at], "little"), int.from_bytes(after[at], "little"))
-        for at in sorted(before)
-        if before[at] != bytes(after[at])
-    ]
 
 
 def with_loops(forbidden: Sequence[Forbidden], loops: Sequence[LoopRecord]) -> list[Forbidden]:

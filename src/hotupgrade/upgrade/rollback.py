@@ -148,8 +148,9 @@ def _switch(
     change, restart = plain, None
     if generation.loops:
         restart = Restart(agent, bring_moves(agent), generation.loops, unwinder_of(session), session.clocks)
-        code = sorted([*plain.code, *restart.arming()], key=lambda word: word.address)
-        change = dataclasses.replace(plain, code=code, forbidden=with_loops(plain.forbidden, generation.loops))
+        change = dataclasses.replace(
+            plain, code=restart.arming(plain.code), forbidden=with_loops(plain.forbidden, generation.loops)
+        )
     with Scratch(agent, scratch_size(session, change)) as scratch:
         commit = Commit(session, agent, scratch, change, restart)
         try:

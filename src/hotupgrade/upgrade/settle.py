@@ -13,8 +13,8 @@ from hotupgrade.target.request import Forbidden, StopReport
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.upgrade.commit import Change, Commit, scratch_size
 from hotupgrade.upgrade.ledger import read_ledger
-from hotupgrade.upgrade.restart import site_words
 from hotupgrade.upgrade.session import Session
+from hotupgrade.upgrade.sites import given_back
 
 
 def settle(session: Session, agent: Agent, timeout: float) -> StopReport | None:
@@ -28,7 +28,7 @@ def settle(session: Session, agent: Agent, timeout: float) -> StopReport | None:
     unsettled = ledger.unsettled
     if unsettled is None:
         return None
-    words = site_words(session.process, unsettled.loops, armed=False)
+    words = given_back(session.process, unsettled.loops)
     forbidden = [Forbidden(start - 1, start + size, "the way to the agent") for start, size in unsettled.stubs]
     change = Change((), words, forbidden)
     with Scratch(agent, scratch_size(session, change)) as scratch:

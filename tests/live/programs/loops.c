@@ -1,0 +1,417 @@
+/* Threads in loops that never return, one kind for each way to lead them out.  VERSION is the build of the loops;
+ * STUBBORN and WILD are those of two loops by themselves, which nothing leads out. */
+
+#define _GNU_SOURCE
+#include "subject.h"
+
+#include <hotupgrade.h>
+
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef STUBBORN
+#define STUBBORN 1
+#endif
+#ifndef WILD
+#define WILD 1
+#endif
+
+/* Not made to measure for those who call it: it is the same in every build. */
+#ifdef __clang__
+#define SAME NOINLINE
+#else
+#define SAME __attribute__((noipa))
+#endif
+
+enum { MOST_WORKERS = 64 };
+
+/* A pipe: set by a byte in it, seen by all who look. */
+struct latch {
+    int fds[2];
+};
+
+struct pool {
+    struct latch exit;
+    atomic_long arrived;
+};
+
+struct cache {
+    long slots[512];
+};
+
+struct worker {
+    const struct kind *kind;
+    pthread_t thread;
+    pid_t tid;
+    struct pool *pool;
+    struct cache *cache;
+    bool attached;
+    volatile bool stop;    /* the worker is to end */
+    volatile bool refuses; /* but does not */
+    long body;             /* of which build the loop is that it runs */
+    long entered;          /* how often it did so, at the top */
+    long odd;              /* turns that only newer builds count */
+    atomic_long done, sum;
+    long *own; /* its thread-local counter */
+};
+
+static struct worker workers[MOST_WORKERS];
+static struct pool pool;
+static int n_workers;
+static atomic_long taken, sum_taken, attached, detached, made, dropped, wrong;
+static _Thread_local long mine;
+
+/* What the loops call. */
+
+static SAME long take(void)
+{
+    long item = atomic_fetch_add(&taken, 1);
+    atomic_fetch_add(&sum_taken, item);
+    return item;
+}
+
+/* At the top of each loop: always the same thread. */
+static SAME void enter(struct worker *w)
+{
+    if (!w->entered++) {
+        w->tid = gettid();
+        w->own = &mine;
+    }
+    wrong += !pthread_equal(w->thread, pthread_self()) || w->tid != gettid();
+}
+
+/* The loop's work: an item that was taken is finished, by the thread that took it. */
+static SAME void finish(struct worker *w, long item, long body)
+{
+    wrong += w->own != &mine || mine != w->done;
+    mine++;
+    w->sum += item;
+    w->done++;
+    w->body = body;
+}
+
+static SAME int attach(struct worker *w)
+{
+    wrong += w->attached;
+    w->attached = true;
+    attached++;
+    return 1;
+}
+
+static SAME void detach(struct worker *w)
+{
+    wrong += !w->attached;
+    w->attached = false;
+    detached++;
+}
+
+static SAME void make_cache(struct worker *w)
+{
+    wrong += w->cache != NULL;
+    w->cache = calloc(1, sizeof *w->cache);
+    made++;
+}
+
+static SAME void drop_cache(struct worker *w)
+{
+    free(w->cache);
+    w->cache = NULL;
+    dropped++;
+}
+
+static SAME bool latch_is_set(const struct latch *latch)
+{
+    struct pollfd p = {.fd = latch->fds[0], .events = POLLIN};
+    return poll(&p, 1, 0) == 1;
+}
+
+static SAME void nap(long ms)
+{
+    struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &t, NULL);
+}
+
+/* The loops. */
+
+/* Polls all the time, until a field of its argument says to end; has things to set up and to clean up. */
+static void *busy_main(void *argument)
+{
+    struct worker *w = argument;
+    int id = attach(w);
+    make_cache(w);
+    enter(w);
+#if VERSION > 1
+    long turn = w->done % VERSION;
+#endif
+    while (!w->stop) {
+        long item = take();
+        w->cache->slots[item % 512] = item;
+#if VERSION > 1
+        if (++turn == VERSION) {
+            turn = 0;
+            w->odd++;
+        }
+#endif
+        finish(w, item, VERSION);
+    }
+    drop_cache(w);
+    if (id) {
+        detach(w);
+    }
+    return w;
+}
+
+/* Leaves with all others that look at the same latch. */
+static void *latched_main(void *argument)
+{
+    struct worker *w = argument;
+    enter(w);
+#if VERSION > 1
+    long rest = VERSION;
+#endif
+    while (!latch_is_set(&w->pool->exit)) {
+        long item = take();
+        finish(w, item, VERSION);
+#if VERSION > 1
+        if (--rest == 0) {
+            rest = VERSION;
+            w->odd++;
+        }
+#endif
+        nap(1);
+    }
+    w->pool->arrived++;
+    return w;
+}
+
+/* The same latch, another loop. */
+static void *other_main(void *argument)
+{
+    struct worker *w = argument;
+    enter(w);
+    while (!latch_is_set(&w->pool->exit)) {
+        finish(w, take(), VERSION);
+        nap(2);
+    }
+    w->pool->arrived++;
+    return w;
+}
+
+/* No way out: sleeps most of the time. */
+static void *sleeping_main(void *argument)
+{
+    struct worker *w = argument;
+    enter(w);
+#if VERSION > 1
+    long sums[4] = {w->done, 0, VERSION, 0};
+#endif
+    for (;;) {
+        long item = take();
+        finish(w, item, VERSION);
+#if VERSION > 1
+        sums[item % 4] += item;
+        w->odd += sums[item % 4] > 0;
+#endif
+        nap(20);
+    }
+    return NULL;
+}
+
+/* Its source says where it may be left. */
+static void *safe_main(void *argument)
+{
+    struct worker *w = argument;
+    enter(w);
+#if VERSION > 1
+    long turns = 0;
+#endif
+    while (!w->stop) {
+        HOTUPGRADE_SAFE_POINT(NULL);
+        long item = take();
+        finish(w, item, VERSION);
+#if VERSION > 1
+        w->odd += turns++ % VERSION == 0;
+#endif
+        if (item % 4 == 0) {
+            nap(1);
+        }
+    }
+    return w;
+}
+
+/* Does not leave when it is asked to, for as long as it was told so. */
+static void *stubborn_main(void *argument)
+{
+    struct worker *w = argument;
+    int id = attach(w);
+    enter(w);
+    while (!w->stop || w->refuses) {
+        long item = take();
+        finish(w, item, STUBBORN);
+        w->odd += STUBBORN - 1;
+        nap(1);
+    }
+    if (id) {
+        detach(w);
+    }
+    return w;
+}
+
+/* Nothing is known of it. */
+static void *wild_main(void *argument)
+{
+    struct worker *w = argument;
+    enter(w);
+    for (;;) {
+        long item = take();
+        finish(w, item, WILD);
+        w->odd += WILD - 1;
+        nap(1);
+    }
+    return NULL;
+}
+
+/* For the tests. */
+
+static const struct kind {
+    const char *name;
+    void *(*loop)(void *);
+    bool endless;
+} kinds[] = {
+    {"busy", busy_main, false}, {"latched", latched_main, false},  {"other", other_main, false},
+    {"safe", safe_main, false}, {"sleeping", sleeping_main, true}, {"stubborn", stubborn_main, false},
+    {"wild", wild_main, true},
+};
+
+enum { KINDS = sizeof kinds / sizeof *kinds };
+
+static long begin(const char *name, long count)
+{
+    const struct kind *kind = kinds;
+    while (strcmp(kind->name, name)) {
+        kind++;
+    }
+    if (!pool.exit.fds[0] && pipe(pool.exit.fds)) {
+        return -1;
+    }
+    for (; count > 0 && n_workers < MOST_WORKERS; count--) {
+        struct worker *w = &workers[n_workers++];
+        *w = (struct worker){.kind = kind, .pool = &pool};
+        if (pthread_create(&w->thread, NULL, kind->loop, w)) {
+            return -1;
+        }
+        char title[16];
+        snprintf(title, sizeof title, "%.9s-%d", name, n_workers % 100);
+        pthread_setname_np(w->thread, title);
+    }
+    return n_workers;
+}
+
+EXPORT long begin_busy(long count)
+{
+    return begin("busy", count);
+}
+
+EXPORT long begin_latched(long count)
+{
+    return begin("latched", count);
+}
+
+EXPORT long begin_other(long count)
+{
+    return begin("other", count);
+}
+
+EXPORT long begin_safe(long count)
+{
+    return begin("safe", count);
+}
+
+EXPORT long begin_sleeping(long count)
+{
+    return begin("sleeping", count);
+}
+
+EXPORT long begin_stubborn(long count)
+{
+    return begin("stubborn", count);
+}
+
+EXPORT long begin_wild(long count)
+{
+    return begin("wild", count);
+}
+
+EXPORT long refuse(long whether)
+{
+    for (int i = 0; i < n_workers; i++) {
+        workers[i].refuses = whether;
+    }
+    return whether;
+}
+
+/* All workers end, by the program's own means; returns how many did. */
+EXPORT long end_all(long unused UNUSED)
+{
+    long ended = 0;
+    if (n_workers && write(pool.exit.fds[1], "", 1) != 1) {
+        return -1;
+    }
+    for (int i = 0; i < n_workers; i++) {
+        if (workers[i].kind->endless) {
+            pthread_cancel(workers[i].thread);
+        } else {
+            workers[i].stop = true;
+        }
+    }
+    for (int i = 0; i < n_workers; i++) {
+        void *result;
+        void *expected = workers[i].kind->endless ? PTHREAD_CANCELED : &workers[i];
+        ended += !pthread_join(workers[i].thread, &result) && result == expected;
+    }
+    n_workers = 0;
+    return ended;
+}
+
+/* What each kind did: how many there are; the least of each. */
+EXPORT const char *state(void)
+{
+    static char text[2048];
+    long begun = taken, done = 0, sum = 0; /* so that of what was begun at most one each is not done */
+    size_t used = 0;
+    for (int k = 0; k < KINDS; k++) {
+        long count = 0, low_body = 0, high_body = 0, low_entered = 0, high_entered = 0, odd = 0, turns = 0;
+        for (int i = 0; i < n_workers; i++) {
+            const struct worker *w = &workers[i];
+            if (w->kind != &kinds[k]) {
+                continue;
+            }
+            low_body = !count || w->body < low_body ? w->body : low_body;
+            high_body = w->body > high_body ? w->body : high_body;
+            low_entered = !count || w->entered < low_entered ? w->entered : low_entered;
+            high_entered = w->entered > high_entered ? w->entered : high_entered;
+            turns = !count || w->done < turns ? w->done : turns;
+            odd += w->odd;
+            count++;
+        }
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s=%ld,%ld,%ld,%ld,%ld,%ld,%ld ", kinds[k].name,
+                                 count, low_body, high_body, low_entered, high_entered, turns, odd);
+    }
+    for (int i = 0; i < MOST_WORKERS; i++) {
+        done += workers[i].done;
+        sum += workers[i].sum;
+    }
+    snprintf(text + used, sizeof text - used,
+             "taken=%ld done=%ld sum_taken=%ld sum=%ld attached=%ld detached=%ld made=%ld dropped=%ld wrong=%ld "
+             "arrived=%ld",
+             begun, done, (long)sum_taken, sum, (long)attached, (long)detached, (long)made, (long)dropped, (long)wrong,
+             (long)pool.arrived);
+    return text;
+}
