@@ -838,7 +838,9 @@ static int has_landed(struct hu_move *move)
 static int has_arrived(struct hu_move *move)
 {
     uint64_t state = load(&move->state);
-    if (state == HU_MOVE_ENTERED && (!move->works || asleep(move->tid))) {
+    /* One that sleeps on its way in has not arrived: what it is yet to skip would not be skipped any more. */
+    int pending = (move->cleaned & ~move->set_up) != 0;
+    if (state == HU_MOVE_ENTERED && (!move->works || (!pending && asleep(move->tid)))) {
         move->arrived = now();
         swap(&move->state, HU_MOVE_ENTERED, HU_MOVE_ARRIVED);
         return 1;

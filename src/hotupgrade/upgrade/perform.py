@@ -44,8 +44,8 @@ from hotupgrade.upgrade.ledger import (
 from hotupgrade.upgrade.loops import free_sites, record_loops, stubs_size
 from hotupgrade.upgrade.prepare import Candidate, Planned, examine, find_room
 from hotupgrade.upgrade.recover import recover
-from hotupgrade.upgrade.restart import Restart, ThreadRestart, with_loops
-from hotupgrade.upgrade.rollback import conclude, in_force, undo_last
+from hotupgrade.upgrade.restart import Restart, with_loops
+from hotupgrade.upgrade.rollback import Conclusion, conclude, in_force, undo_last
 from hotupgrade.upgrade.scene import LiveScene
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.settle import settle
@@ -275,11 +275,14 @@ class _Work:
             unfinished = commit.finish(self._settings.timeout)
             commit.verify()
             commit.record(self._next_ledger(plain, report))
-        restarted, settling = self._see_restarts(restart)
+        concluded = self._see_restarts(restart)
         self._run_after()
         notes = self._notes() + afterwards(agent, self._session, ledger, self._planned)
         notes += [unfinished] if unfinished else []
-        document = self.described() | documents.stopped(report, prepare_us, elapsed_us(after), restarted, settling)
+        notes += concluded.notes
+        document = self.described() | documents.stopped(
+            report, prepare_us, elapsed_us(after), concluded.restarted, concluded.settling
+        )
         document["generation"] = ledger.generation
         document["notes"] = documents.reasons(notes)
         document["edits"] = change.numbers()
@@ -315,10 +318,10 @@ class _Work:
             self._loops += records
         return Restart(agent, table, self._loops, unwinder_of(self._session), self._session.clocks)
 
-    def _see_restarts(self, restart: Restart | None) -> tuple[list[ThreadRestart], StopReport | None]:
+    def _see_restarts(self, restart: Restart | None) -> Conclusion:
         """Whether every thread is where it should be; if one is not, take the commit back."""
         if restart is None:
-            return [], None
+            return Conclusion()
         try:
             return conclude(self._session, restart, self._settings.timeout)
         except NotNow:

@@ -108,7 +108,7 @@ def _undo(session: Session, generation: Generation, timeout: float, begin: float
     if restart is None:
         return done
     try:
-        restarted, settling = conclude(session, restart, timeout)
+        concluded = conclude(session, restart, timeout)
     except NotNow:
         redone = msgspec.structs.replace(there, unsettled=_unsettled(generation, last=False))
         try:
@@ -118,7 +118,7 @@ def _undo(session: Session, generation: Generation, timeout: float, begin: float
         except NotNow as problem:
             raise in_force(problem) from problem
         raise
-    return dataclasses.replace(done, restarted=restarted, settling=settling)
+    return dataclasses.replace(done, restarted=concluded.restarted, settling=concluded.settling)
 
 
 def _undone(generation: Generation) -> Change:
@@ -170,8 +170,17 @@ def _switch(
     return _Done(report, plain, prepare_us, elapsed_us(after)), restart
 
 
-def conclude(session: Session, restart: Restart, timeout: float) -> tuple[list[ThreadRestart], StopReport | None]:
-    """After the stop: what became of the threads, and the further stop that settles.
+@dataclass(frozen=True)
+class Conclusion:
+    """What became of the threads, and the further stop that settled; or a note that it is left to the next command."""
+
+    restarted: Sequence[ThreadRestart] = ()
+    settling: StopReport | None = None
+    notes: tuple[Reason, ...] = ()
+
+
+def conclude(session: Session, restart: Restart, timeout: float) -> Conclusion:
+    """After the stop: see what became of the threads, and settle.
 
     Raises:
         NotNow: a thread did not come along; what it was asked for is taken back, the code in force is not.
@@ -182,7 +191,14 @@ def conclude(session: Session, restart: Restart, timeout: float) -> tuple[list[T
     wrong = list(failures(session.process.pid, threads))
     if wrong:
         raise NotNow(wrong[0])
-    return threads, settle(session, session.require_agent(timeout), timeout)
+    try:
+        return Conclusion(threads, settle(session, session.require_agent(timeout), timeout))
+    except NotNow as problem:
+        text = (
+            "it is done, but calls in restarted loops still come by the agent, which costs some nanoseconds each; the "
+            f"next command settles that: {problem.reason.text}"
+        )
+        return Conclusion(threads, None, (Reason("unsettled", problem.reason.subject, text),))
 
 
 def _without_last(ledger: Ledger) -> Ledger:

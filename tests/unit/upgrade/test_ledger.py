@@ -143,7 +143,7 @@ def test_loops_come_back_as_they_were() -> None:
         {"wake": [(1 << 60, PlaceRecord(offsets=[0], size=8, path="p"))]},
         {"sites": [SiteRecord(address=0, plain=0, stub=0, index=1 << 40, kind="work", pair=0)]},
         {"sites": [SiteRecord(address=0, plain=0, stub=0, index=0, kind="work", pair=64)]},
-        {"ask": [(PlaceRecord(offsets=[0], size=8, path="p"), 1 << 64)]},
+        {"ask": [(PlaceRecord(offsets=[0], size=8, path="p"), -1)]},
         {"latch": PlaceRecord(offsets=[], size=8, path="p")},
         {"leaving": PlaceRecord(offsets=[0], size=3, path="p")},
         {"limit_us": 0},
