@@ -280,24 +280,24 @@ static void *wild_main(void *argument)
 
 /* For the tests. */
 
+enum { BUSY, LATCHED, OTHER, SAFE, SLEEPING, STUBBORN_ONE, WILD_ONE, KINDS };
+
 static const struct kind {
     const char *name;
     void *(*loop)(void *);
     bool endless;
-} kinds[] = {
-    {"busy", busy_main, false}, {"latched", latched_main, false},  {"other", other_main, false},
-    {"safe", safe_main, false}, {"sleeping", sleeping_main, true}, {"stubborn", stubborn_main, false},
-    {"wild", wild_main, true},
+} kinds[KINDS] = {
+    [BUSY] = {"busy", busy_main, false},
+    [LATCHED] = {"latched", latched_main, false},
+    [OTHER] = {"other", other_main, false},
+    [SAFE] = {"safe", safe_main, false},
+    [SLEEPING] = {"sleeping", sleeping_main, true},
+    [STUBBORN_ONE] = {"stubborn", stubborn_main, false},
+    [WILD_ONE] = {"wild", wild_main, true},
 };
 
-enum { KINDS = sizeof kinds / sizeof *kinds };
-
-static long begin(const char *name, long count)
+static long begin(const struct kind *kind, long count)
 {
-    const struct kind *kind = kinds;
-    while (strcmp(kind->name, name)) {
-        kind++;
-    }
     if (!pool.exit.fds[0] && pipe(pool.exit.fds)) {
         return -1;
     }
@@ -308,7 +308,7 @@ static long begin(const char *name, long count)
             return -1;
         }
         char title[16];
-        snprintf(title, sizeof title, "%.9s-%d", name, n_workers % 100);
+        snprintf(title, sizeof title, "%.9s-%d", kind->name, n_workers % 100);
         pthread_setname_np(w->thread, title);
     }
     return n_workers;
@@ -316,37 +316,37 @@ static long begin(const char *name, long count)
 
 EXPORT long begin_busy(long count)
 {
-    return begin("busy", count);
+    return begin(&kinds[BUSY], count);
 }
 
 EXPORT long begin_latched(long count)
 {
-    return begin("latched", count);
+    return begin(&kinds[LATCHED], count);
 }
 
 EXPORT long begin_other(long count)
 {
-    return begin("other", count);
+    return begin(&kinds[OTHER], count);
 }
 
 EXPORT long begin_safe(long count)
 {
-    return begin("safe", count);
+    return begin(&kinds[SAFE], count);
 }
 
 EXPORT long begin_sleeping(long count)
 {
-    return begin("sleeping", count);
+    return begin(&kinds[SLEEPING], count);
 }
 
 EXPORT long begin_stubborn(long count)
 {
-    return begin("stubborn", count);
+    return begin(&kinds[STUBBORN_ONE], count);
 }
 
 EXPORT long begin_wild(long count)
 {
-    return begin("wild", count);
+    return begin(&kinds[WILD_ONE], count);
 }
 
 EXPORT long refuse(long whether)
