@@ -165,26 +165,20 @@ class SectionTable:
     names: tuple[str, ...]
 
 
-class ElfFile:
-    """The parts of an x86-64 shared library or position-independent executable, checked."""
+class ElfTables:
+    """Headers and sections of an ELF file for x86-64 of any kind, checked."""
 
     def __init__(self, data: bytes, label: str) -> None:
         self.data = data
         self.label = label
-        header = self._file_header()
-        self.entry = int(header["entry"])
-        self._programs = self._program_headers(header)
-        self.section_table = self._section_headers(header)
+        self._header = self._file_header()
+        self._require_kind(int(self._header["type"]))
+        self._programs = self._program_headers(self._header)
+        self.section_table = self._section_headers(self._header)
         self.sections = self._named_sections()
-        self.segments = self._load_segments()
-        self.span = -(-(self.segments[-1].vaddr + self.segments[-1].memory_size) // PAGE) * PAGE
-        self._check_section_places()
-        self.image = self._link_image()
-        self.tls = self._tls_segment()
-        self.relro = self._relro_range()
-        self.dynamic = self._dynamic_table()
-        self.has_interpreter = bool((self._programs["type"] == ProgramType.INTERP).any())
-        self._refuse_static()
+
+    def _require_kind(self, kind: int) -> None:
+        """For who wants only some of the kinds of :class:`FileType`.  Raises Refused."""
 
     # Refusals
 
@@ -206,22 +200,6 @@ class ElfFile:
             self.truncated(what)
         return np.frombuffer(self.data, row, count, offset)
 
-    def link_table(self, dtype: npt.DTypeLike, vaddr: int, size: int, what: str) -> Table:
-        """The rows that fill ``size`` bytes at a vaddr, all of them stored in the file: .bss holds no table."""
-        row = np.dtype(dtype)
-        if size % row.itemsize:
-            self.corrupt(f"the size of {what} is not a multiple of its row")
-        if size and not self.stored_from(vaddr) >= size:
-            self.corrupt(f"{what} lies outside the segments")
-        return self.image[vaddr : vaddr + size].view(row)
-
-    def stored_from(self, vaddr: int) -> int:
-        """How many bytes from a vaddr on, within its segment, come from the file; 0 for none."""
-        for segment in self.segments:
-            if segment.vaddr <= vaddr < segment.vaddr + segment.file_size:
-                return segment.vaddr + segment.file_size - vaddr
-        return 0
-
     # Headers
 
     def _file_header(self) -> Table:
@@ -238,34 +216,11 @@ class ElfFile:
                 "wrong-architecture",
                 f"this is code for ELF machine {int(header['machine'])}; only x86-64 (62) is supported",
             )
-        kind = int(header["type"])
-        if kind == FileType.EXEC:
-            if not self._mentions_dynamic(header):
-                self._refuse_as_static()
-            self.refuse(
-                "fixed-address",
-                "this executable is linked to a fixed address; build it as a position-independent executable (-pie)",
-            )
-        if kind != FileType.DYN:
-            names = {FileType.REL: "an object file", FileType.CORE: "a core dump"}
-            what = names.get(kind, f"of ELF type {kind}")  # type: ignore[call-overload]
-            self.refuse("not-a-module", f"this is {what}; give a shared library or an executable")
         return header
-
-    def _mentions_dynamic(self, header: Table) -> bool:
-        return bool((self._program_headers(header)["type"] == ProgramType.DYNAMIC).any())
-
-    def _refuse_as_static(self) -> NoReturn:
-        self.refuse("static-executable", "this executable is linked statically; only dynamic ones can be upgraded")
-
-    def _refuse_static(self) -> None:
-        pie = self.tag(Dt.FLAGS_1, 0) & DF_1_PIE
-        if not self.has_interpreter and pie and Dt.NEEDED not in self.dynamic:
-            self._refuse_as_static()
 
     def _program_headers(self, header: Table) -> Table:
         if header["phnum"] == 0:
-            self.corrupt("there are no program headers")
+            return np.zeros(0, PROGRAM_HEADER)
         if header["phentsize"] != PROGRAM_HEADER.itemsize:
             self.corrupt("program headers have an impossible size")
         return self.table(PROGRAM_HEADER, int(header["phoff"]), int(header["phnum"]), "the program header table")
@@ -304,6 +259,100 @@ class ElfFile:
             _, kind, flags, vaddr, offset, size, _, _, _, entry_size = header
             found.setdefault(name, Section(name, vaddr, size, offset, kind, flags, entry_size))
         return MappingProxyType(found)
+
+    # Strings and notes
+
+    def strings(self, blob: bytes, offsets: npt.NDArray[Any], what: str) -> tuple[str, ...]:
+        """NUL-terminated strings at offsets of a string table."""
+        if not len(offsets):
+            return ()
+        ends = np.flatnonzero(np.frombuffer(blob, np.uint8) == 0)
+        at = np.searchsorted(ends, offsets)
+        if not len(ends) or int(at.max()) >= len(ends):
+            self.corrupt(f"{what} lies outside its string table")
+        stops = ends[at]
+        # Offsets may all point into one long string: bound what is copied by what an honest table could hold.
+        if int((stops - offsets.astype(np.int64)).sum()) > 16 * len(blob) + 64 * len(offsets) + 65536:
+            self.corrupt("a string table is overlapped beyond reason")
+        pairs = zip(offsets.tolist(), stops.tolist(), strict=True)
+        return tuple([blob[start:stop].decode("utf-8", "backslashreplace") for start, stop in pairs])
+
+    def build_id(self) -> str | None:
+        room = MAX_NOTES
+        for row in self._programs[self._programs["type"] == ProgramType.NOTE]:
+            start, size = int(row["offset"]), int(row["filesz"])
+            if start + size > len(self.data):
+                self.truncated("a note")
+            found = find_build_id(self.data[start : start + min(size, room)], 8 if row["align"] == 8 else 4)
+            if found is not None:
+                return found
+            room -= min(size, room)
+        return None
+
+
+class ElfFile(ElfTables):
+    """The parts of an x86-64 shared library or position-independent executable, checked."""
+
+    def __init__(self, data: bytes, label: str) -> None:
+        super().__init__(data, label)
+        self.entry = int(self._header["entry"])
+        self.segments = self._load_segments()
+        self.span = -(-(self.segments[-1].vaddr + self.segments[-1].memory_size) // PAGE) * PAGE
+        self._check_section_places()
+        self.image = self._link_image()
+        self.tls = self._tls_segment()
+        self.relro = self._relro_range()
+        self.dynamic = self._dynamic_table()
+        self.has_interpreter = bool((self._programs["type"] == ProgramType.INTERP).any())
+        self._refuse_static()
+
+    # Bounded access
+
+    def link_table(self, dtype: npt.DTypeLike, vaddr: int, size: int, what: str) -> Table:
+        """The rows that fill ``size`` bytes at a vaddr, all of them stored in the file: .bss holds no table."""
+        row = np.dtype(dtype)
+        if size % row.itemsize:
+            self.corrupt(f"the size of {what} is not a multiple of its row")
+        if size and not self.stored_from(vaddr) >= size:
+            self.corrupt(f"{what} lies outside the segments")
+        return self.image[vaddr : vaddr + size].view(row)
+
+    def stored_from(self, vaddr: int) -> int:
+        """How many bytes from a vaddr on, within its segment, come from the file; 0 for none."""
+        for segment in self.segments:
+            if segment.vaddr <= vaddr < segment.vaddr + segment.file_size:
+                return segment.vaddr + segment.file_size - vaddr
+        return 0
+
+    # What kind of file this is
+
+    def _require_kind(self, kind: int) -> None:
+        if kind == FileType.EXEC:
+            if not self._mentions_dynamic():
+                self._refuse_as_static()
+            self.refuse(
+                "fixed-address",
+                "this executable is linked to a fixed address; build it as a position-independent executable (-pie)",
+            )
+        if kind != FileType.DYN:
+            names = {FileType.REL: "an object file", FileType.CORE: "a core dump"}
+            what = names.get(kind, f"of ELF type {kind}")  # type: ignore[call-overload]
+            self.refuse("not-a-module", f"this is {what}; give a shared library or an executable")
+        if self._header["phnum"] == 0:
+            self.corrupt("there are no program headers")
+
+    def _mentions_dynamic(self) -> bool:
+        return bool((self._program_headers(self._header)["type"] == ProgramType.DYNAMIC).any())
+
+    def _refuse_as_static(self) -> NoReturn:
+        self.refuse("static-executable", "this executable is linked statically; only dynamic ones can be upgraded")
+
+    def _refuse_static(self) -> None:
+        pie = self.tag(Dt.FLAGS_1, 0) & DF_1_PIE
+        if not self.has_interpreter and pie and Dt.NEEDED not in self.dynamic:
+            self._refuse_as_static()
+
+    # Segments
 
     def _segment(self, row: Table, what: str) -> Segment:
         vaddr, memory, stored, offset = (int(row[name]) for name in ("vaddr", "memsz", "filesz", "offset"))
@@ -395,35 +444,6 @@ class ElfFile:
     def tag(self, tag: Dt, default: int) -> int:
         values = self.dynamic.get(tag)
         return values[0] if values else default
-
-    # Strings and notes
-
-    def strings(self, blob: bytes, offsets: npt.NDArray[Any], what: str) -> tuple[str, ...]:
-        """NUL-terminated strings at offsets of a string table."""
-        if not len(offsets):
-            return ()
-        ends = np.flatnonzero(np.frombuffer(blob, np.uint8) == 0)
-        at = np.searchsorted(ends, offsets)
-        if not len(ends) or int(at.max()) >= len(ends):
-            self.corrupt(f"{what} lies outside its string table")
-        stops = ends[at]
-        # Offsets may all point into one long string: bound what is copied by what an honest table could hold.
-        if int((stops - offsets.astype(np.int64)).sum()) > 16 * len(blob) + 64 * len(offsets) + 65536:
-            self.corrupt("a string table is overlapped beyond reason")
-        pairs = zip(offsets.tolist(), stops.tolist(), strict=True)
-        return tuple([blob[start:stop].decode("utf-8", "backslashreplace") for start, stop in pairs])
-
-    def build_id(self) -> str | None:
-        room = MAX_NOTES
-        for row in self._programs[self._programs["type"] == ProgramType.NOTE]:
-            start, size = int(row["offset"]), int(row["filesz"])
-            if start + size > len(self.data):
-                self.truncated("a note")
-            found = find_build_id(self.data[start : start + min(size, room)], 8 if row["align"] == 8 else 4)
-            if found is not None:
-                return found
-            room -= min(size, room)
-        return None
 
 
 def find_build_id(notes: bytes, alignment: int) -> str | None:
