@@ -19,6 +19,9 @@ import click
 import curves
 import machine
 import pictures
+import restart_meter
+import restart_picture
+import restarts
 import table
 from rich.console import Console
 from rich.text import Text
@@ -32,6 +35,7 @@ CURVES: dict[str, Callable[[Path, Effort], Result]] = {
     "sleepers": curves.sleepers,
     "busy": curves.busy,
     "functions": curves.functions,
+    "restart_meter": restart_meter.restart_meter,
 }
 #: How often, and for how many seconds at most; for a curve: each point.
 FULL = {
@@ -39,6 +43,8 @@ FULL = {
     "patches": Effort(30, 120),
     "whole": Effort(30, 100),
     "imports": Effort(30, 25),
+    "restarts": Effort(100, 400),
+    "restart_meter": Effort(10, 60),
     "meter": Effort(10, 5),
     "sleepers": Effort(12, 5),
     "busy": Effort(12, 6),
@@ -73,6 +79,9 @@ def main(quick: bool, only: tuple[str, ...], output: Path) -> None:
     about["stolen_cores"] = round((machine.stolen_and_busy()[0] - stolen) / ticks, 3)
     about["busy_cores"] = round((machine.stolen_and_busy()[1] - busy) / ticks, 3)
     written = [pictures.draw(result, output) for result in results if result.name in pictures.AXES]
+    written += [
+        path for result in results if result.name == "restarts" for path in restart_picture.draw(result, output)
+    ]
     written.append(output / "results.json")
     document = {
         "version": 1,
@@ -116,7 +125,7 @@ def _run(efforts: dict[str, Effort], wanted: Callable[[str], bool], console: Con
                 begin = time.monotonic()
                 results.append(measure(Path(name), efforts[title]))
                 results[-1].seconds = time.monotonic() - begin
-    return ovs.run(efforts, wanted, say) + results
+    return ovs.run(efforts, wanted, say) + restarts.run(efforts, wanted, say) + results
 
 
 if __name__ == "__main__":

@@ -41,9 +41,10 @@ class Target:
     files: Sequence[Path]
     cache: Cache
     failures: list[str] = field(default_factory=list)
+    profiles: tuple[Path, ...] = ()  # of loops, beside those that come with the package
 
     def upgrade(self, options: PlanOptions | None = None, *, measure_empty: bool = True) -> Document:
-        settings = Settings(options or PlanOptions(), TIMEOUT, measure_empty=measure_empty)
+        settings = Settings(options or PlanOptions(), TIMEOUT, measure_empty=measure_empty, profiles=self.profiles)
         document = self._tried(lambda: perform(self.pid, self.files, {}, settings, self.cache))
         if document["outcome"] != "done":
             raise RuntimeError(f"the upgrade was not made: {document['outcome']} {document['reasons']}")

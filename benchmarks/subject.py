@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from program import Program, compile_c
 
 SOURCE = Path(__file__).parent / "programs" / "subject.c"
 SONAME = "libfunctions.so.1"
-FLAGS = ("-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,10 @@ def build(functions: int, directory: Path) -> Builds:
         source.write_text(_library(functions, version))
         libraries.append(place / SONAME)
         # Placing functions at 16 bytes, as -O2 does, leaves room for a jump in the smallest of them.
-        _compile("-fPIC", "-shared", f"-Wl,-soname,{SONAME}", str(source), "-o", str(libraries[-1]))
+        compile_c("-fPIC", "-shared", f"-Wl,-soname,{SONAME}", str(source), "-o", str(libraries[-1]))
     program = directory / f"subject-{functions}"
     rpath = f"-Wl,-rpath,{libraries[0].parent}"
-    _compile(str(SOURCE), str(libraries[0]), rpath, "-o", str(program))
+    compile_c(str(SOURCE), str(libraries[0]), rpath, "-o", str(program))
     return Builds(program, *libraries)
 
 
@@ -59,41 +57,16 @@ def _library(functions: int, version: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _compile(*words: str) -> None:
-    done = subprocess.run(["gcc", *FLAGS, *words], capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        raise RuntimeError(f"gcc {' '.join(words)}:\n{done.stderr}")
-
-
-class Subject:
+class Subject(Program):
     """The program, running; leaving the context ends it."""
 
     def __init__(self, builds: Builds, sleepers: int, cores: Sequence[int]) -> None:
         self.builds = builds
-        self._process = subprocess.Popen(
-            [str(builds.program), str(sleepers), *map(str, cores)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
-        try:
-            if self._line() != "ready":
-                raise RuntimeError("the small program did not start")
-            self.rate = float(self.ask("rate"))
-            self.busy = [int(word) for word in self.ask("tids").split()]
-        except BaseException:
-            self.end()
-            raise
+        super().__init__([str(builds.program), str(sleepers), *map(str, cores)])
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def ask(self, *words: object) -> str:
-        assert self._process.stdin is not None
-        self._process.stdin.write(" ".join(map(str, words)) + "\n")
-        return self._line()
+    def ready(self) -> None:
+        self.rate = float(self.ask("rate"))
+        self.busy = [int(word) for word in self.ask("tids").split()]
 
     def largest_us(self, tid: int) -> float:
         """The largest gap of the window."""
@@ -118,27 +91,3 @@ class Subject:
     def is_new(self) -> bool:
         """Whether the new library's code runs."""
         return int(self.ask("value", 0)) == 200000
-
-    def end(self) -> None:
-        with contextlib.suppress(OSError):
-            self._process.kill()
-        self._process.wait(10)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the small program ended with {self._process.wait(10)}")
-        return line.strip()

@@ -211,8 +211,8 @@ def _restart_cost(restart: Restart | None) -> str:
     if restart is None or restart.asked is None or restart.arrived is None:
         return "–"
     if restart.gap is None:
-        return f"{duration(restart.arrived - restart.asked)}, asleep"
-    taken = f", of which the machine took {duration(restart.taken_us)}" if restart.taken else ""
+        return f"{duration(restart.arrived - restart.asked)}, {'since asked' if restart.busy else 'asleep'}"
+    taken = f", of which the machine took {duration(restart.taken_us)}" if restart.taken_us else ""
     return f"{duration(restart.gap)}{taken}"
 
 

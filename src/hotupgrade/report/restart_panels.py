@@ -124,11 +124,11 @@ def _way_words(way: Way) -> str:
         return f"break {duration(one.gap)}{skipped}"
     if len(way.group.members) > 1:
         return f"in a group of {len(way.group.members)}: {duration(way.group.lasted)}"
-    return f"{duration(way.group.lasted)}, asleep"
+    return f"{duration(way.group.lasted)}, {'since asked' if one.busy else 'asleep'}"
 
 
 def _loss_words(one: Restart) -> str:
-    if one.taken:
+    if one.taken_us:
         return f"{duration(one.lost)}, {duration(one.taken_us)} by the machine"
     return f"{duration(one.lost)} in all, {duration(one.gap)} by restart"
 

@@ -43,7 +43,7 @@ class Part:
 
 #: Parts of a restart in their order, and what the thread does meanwhile.
 KINDS = {
-    "on": "goes on working in the old loop",
+    "on": "works on, or waits for its processor",
     "out": "leaves the old loop",
     "wait": "waits for its group",
     "in": "enters the new loop",

@@ -144,9 +144,9 @@ def _alone(one: Restart, group: Group) -> Text:
     spans = {part.kind: part.length for part in one.parts()}
     words.append("break ").append(_micro(one.gap), "bold")
     words.append(f", out {_micro(one.gap - spans.get('in', 0.0))} and in {_micro(spans.get('in'))}")
-    if one.taken:
+    if one.taken_us:
         words.append(f"; of this the machine took {_micro(one.taken_us)} for others")
-    return words.append(f"; worked on for {_micro(spans.get('on', 0.0))} after it was asked")
+    return words.append(f"; its last work began {_micro(spans.get('on', 0.0))} after it was asked")
 
 
 def _together(group: Group) -> Text:

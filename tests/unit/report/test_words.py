@@ -35,11 +35,11 @@ def test_each_restart_says_its_door_and_its_cost(capsys: pytest.CaptureFixture[s
         ),
         (
             "    pmd-c00 (poll) by its own door: break 40.0 µs, out 30.0 µs and in 10.0 µs; "
-            "worked on for 210.0 µs after it was asked"
+            "its last work began 210.0 µs after it was asked"
         ),
         (
             "    pmd-c01 (poll) by its own door: break 40.0 µs, out 30.0 µs and in 10.0 µs; "
-            "worked on for 210.0 µs after it was asked"
+            "its last work began 210.0 µs after it was asked"
         ),
         "    restarts when its sleep ends: watchdog (watch)",
         "  one more stop to tidy up: busy threads 9.0 µs, longest 400.0 µs",
@@ -50,7 +50,7 @@ def test_what_the_machine_took_is_told_apart(capsys: pytest.CaptureFixture[str])
     found = document(1)
     found["threads"][1]["restart"]["taken_us"] = [[615.0, 630.0]]
     (line,) = [line for line in printed(found, capsys) if "pmd-c00 (poll)" in line]
-    assert "in 10.0 µs; of this the machine took 15.0 µs for others; worked on" in line
+    assert "in 10.0 µs; of this the machine took 15.0 µs for others; its last work" in line
 
 
 def test_many_pollers_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
