@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -87,6 +88,17 @@ class Loops:
 
     def described(self) -> dict[int, Thread]:
         return {tid: _thread(self.pid, tid) for tid in self.program.threads()}
+
+    def code(self) -> str:
+        """A digest of the library's code."""
+        digest = hashlib.sha256()
+        with Path(f"/proc/{self.pid}/mem").open("rb", buffering=0) as memory:
+            for line in self.program.maps():
+                low, high = (int(part, 16) for part in line.split()[0].split("-"))
+                if "/libloops" in line and "x" in line.split()[1]:
+                    memory.seek(low)
+                    digest.update(line.split()[1].encode() + memory.read(high - low))
+        return digest.hexdigest()
 
     def _give_traits(self) -> None:
         """Priorities and affinities of their own."""

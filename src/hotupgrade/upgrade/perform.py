@@ -49,6 +49,7 @@ from hotupgrade.upgrade.rollback import Conclusion, conclude, in_force, undo_las
 from hotupgrade.upgrade.scene import LiveScene
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.settle import settle
+from hotupgrade.upgrade.standing import explained, threads_without_door
 from hotupgrade.upgrade.trust import own_folder
 from hotupgrade.upgrade.unwinding import release_frames, unwinder
 from hotupgrade.upgrade.words import to_words
@@ -78,12 +79,12 @@ def check(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: 
         document["generation"] = session.ledger.generation
         if settings.explain:
             document["explained"] = describe.explained(candidates)
-        return _judged(document, candidates)
+        return _judged(document, session, candidates)
 
 
-def _judged(document: Document, candidates: Sequence[Candidate]) -> Document:
+def _judged(document: Document, session: Session, candidates: Sequence[Candidate]) -> Document:
     """Fill in verdict, reasons, notes and what differs."""
-    refusals = [reason for c in candidates for reason in c.refusals]
+    refusals = [reason for c in candidates for reason in c.refusals] or threads_without_door(session, candidates)
     modules = [describe.compared(c) for c in candidates]
     document["verdict"] = (
         "refused" if refusals else "nothing-to-do" if all(c.nothing_to_do for c in candidates) else "upgradable"
@@ -123,7 +124,7 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
         candidates = examine(session, files, named, settings.plan, cache, settings.loops())
         document = documents.head("upgrade", pid, session.process.name)
         document["generation"] = session.ledger.generation
-        _judged(document, candidates)
+        _judged(document, session, candidates)
         todo = [c for c in candidates if not c.nothing_to_do]
         if document["exit_code"] or not todo:
             return document
@@ -265,11 +266,14 @@ class _Work:
             except BaseException as problem:
                 if commit is not None and commit.in_force:
                     raise in_force(problem) from problem
+                why = self._explained(problem)
                 with contextlib.suppress(NotNow):
                     if commit is not None:
                         commit.close(committed=False)
                     self._hooks.cancel()
                     self._remove()
+                if why is not None:
+                    raise Refused(why) from problem
                 raise
             after = time.monotonic()
             unfinished = commit.finish(self._settings.timeout)
@@ -289,6 +293,12 @@ class _Work:
         document["empty_stop_us"] = documents.breaks(empty) if empty else None
         self._enter(document)
         return document
+
+    def _explained(self, problem: BaseException) -> Reason | None:
+        """Why trying again would be of no use; None if it might."""
+        with contextlib.suppress(NotNow):
+            return explained(self._session, self._candidates, problem) if isinstance(problem, NotNow) else None
+        return None
 
     # restart threads
 

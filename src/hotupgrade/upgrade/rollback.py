@@ -13,6 +13,7 @@ import msgspec
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
 from hotupgrade.target.agent import call
 from hotupgrade.target.moves import bring_moves
+from hotupgrade.target.process import Process
 from hotupgrade.target.request import Forbidden, Hook, StopReport, Word
 from hotupgrade.target.scratch import Scratch
 from hotupgrade.upgrade import documents, journal
@@ -20,7 +21,7 @@ from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size, 
 from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.ledger import Generation, Ledger, Unsettled, read_ledger, unpack_words
 from hotupgrade.upgrade.recover import recover
-from hotupgrade.upgrade.restart import Restart, ThreadRestart, failures, with_loops
+from hotupgrade.upgrade.restart import Restart, ThreadRestart, failures, side_in_force, with_loops
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.settle import settle
 from hotupgrade.upgrade.trust import own_folder
@@ -112,7 +113,7 @@ def _undo(session: Session, generation: Generation, timeout: float, begin: float
     except NotNow:
         redone = msgspec.structs.replace(there, unsettled=_unsettled(generation, last=False))
         try:
-            _, again = _switch(session, _redone(generation), redone, generation, timeout, time.monotonic())
+            _, again = _switch(session, _redone(session.process, generation), redone, generation, timeout, time.monotonic())
             if again is not None:
                 conclude(session, again, timeout)
         except NotNow as problem:
@@ -130,14 +131,16 @@ def _undone(generation: Generation) -> Change:
     )
 
 
-def _redone(generation: Generation) -> Change:
-    """For a rollback that failed half-way: nothing but threads in loops has run in the old code, for a moment."""
-    code = [Word(*word) for word in unpack_words(generation.code)]
-    sides = [bounds for loop in generation.loops for side in loop.sides for bounds in side.ranges]
+def _redone(process: Process, generation: Generation) -> Change:
+    """For a rollback that failed half-way: nothing but threads in loops has run in the old code, for a moment.
+
+    Those that did not come along stand in the new code, and so where they should be.
+    """
+    left = [side for loop in generation.loops if (side := side_in_force(process, loop)) is not None]
     return Change(
         [Word(*word) for word in unpack_words(generation.data)],
-        code,
-        [Forbidden(low, high, "a loop") for low, high in sides],
+        [Word(*word) for word in unpack_words(generation.code)],
+        [Forbidden(low, high, "a loop") for side in left for low, high in side.ranges],
     )
 
 

@@ -32,9 +32,10 @@ def _words(process: Process, loops: Sequence[LoopRecord], code: Sequence[Word], 
     memory = _Memory(process, {word.address: word for word in code})
     for loop in loops:
         for site in loop.sites:
-            if not any(memory.leads_away(side.entry) for side in _sides_over(loop, site)):
-                displacement = site.stub - site.address - _CALL_SIZE if armed else site.plain
-                memory.put(site.address + 1, struct.pack("<I", displacement & 0xFFFFFFFF))
+            covered = [side.entry for side in _sides_over(loop, site) if memory.leads_away(side.entry)]
+            displacement = site.stub - site.address - _CALL_SIZE if armed and not covered else site.plain
+            for at, byte in enumerate(struct.pack("<I", displacement & 0xFFFFFFFF), site.address + 1):
+                memory.put(at, None if any(entry <= at < entry + JUMP_SIZE for entry in covered) else byte)
     return list(memory.words())
 
 
@@ -60,10 +61,12 @@ class _Memory:
         content = bytes(self._word(at // 8 * 8)[at % 8] for at in range(entry, entry + JUMP_SIZE))
         return jump_target(entry, content) is not None
 
-    def put(self, address: int, content: bytes) -> None:
-        for at, byte in enumerate(content, address):
-            self._word(at // 8 * 8)[at % 8] = byte
-            self._put.setdefault(at // 8 * 8, set()).add(at % 8)
+    def put(self, at: int, byte: int | None) -> None:
+        """A byte of a call.  None: a jump takes its place; but until now it may have been as we have put it."""
+        word = self._word(at // 8 * 8)
+        if byte is not None:
+            word[at % 8] = byte
+        self._put.setdefault(at // 8 * 8, set()).add(at % 8)
 
     def words(self) -> Iterator[Word]:
         for at in sorted({*self.change, *self._after}):
