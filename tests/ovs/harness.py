@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from hotupgrade.vswitch import baseline, vulnerability
 from hotupgrade.vswitch.builds import SwitchBuild
-from hotupgrade.vswitch.demo import LIBRARIES, run_hotupgrade
+from hotupgrade.vswitch.demo import COMMAND_SECONDS, LIBRARIES, run_hotupgrade
 from hotupgrade.vswitch.switch import Switch
 
 Document = dict[str, Any]
@@ -15,6 +18,16 @@ Document = dict[str, Any]
 
 def files(build: SwitchBuild) -> list[str]:
     return [str(build.library(name)) for name in LIBRARIES]
+
+
+def attempt(command: str, switch: Switch, *words: str) -> tuple[int, Document]:
+    """Run a command that may end otherwise than well; its exit code and its document."""
+    arguments = [sys.executable, "-m", "hotupgrade.cli", command, str(switch.pid), *words, "--json"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    assert done.stdout, done.stderr
+    document = json.loads(done.stdout)
+    assert isinstance(document, dict)
+    return done.returncode, document
 
 
 def upgrade(switch: Switch, *words: str) -> Document:
