@@ -109,6 +109,7 @@ enum hu_op_kind {
     HU_OP_ENTER = 9,   /* let those in that wait */
     HU_OP_ARRIVE = 10, /* as LAND: wait until they have arrived */
     HU_OP_REVOKE = 11, /* those that have not left are to stay */
+    HU_OP_EXPECT = 14, /* at address "number", args[0] bytes of args[1]; else skip args[2] operations */
     HU_OP_SKIP = 12,   /* "number" operations */
     HU_OP_END = 13,
 };
@@ -163,6 +164,7 @@ struct hu_mailbox {
     uint64_t cpus[HU_CPU_WORDS];    /* where the leader is to run meanwhile: off the busy threads' cores; 0: anywhere */
     uint64_t moves, move_count;     /* struct hu_move[] */
     uint64_t sites;                 /* struct hu_site[] */
+    uint64_t landed; /* counts threads of groups that have left their loop; the low half is a futex word */
 };
 
 /* A thread whose loop, or the call that it slept in, has returned; with what it goes on. */

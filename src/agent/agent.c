@@ -493,12 +493,11 @@ __attribute__((used)) void hu_handle(int signal, const struct siginfo_kernel *in
 
 /* Do not spin: this may be the very core that a busy thread needs in order to come in.  And have nobody wake us, busy
  * threads least of all: looking again soon costs only us. */
-static void look_again_soon(uint64_t state)
+static void look_again_soon(uint64_t *word, uint64_t value)
 {
     struct timespec_kernel moment;
     system2(SYS_clock_gettime, 1 /* CLOCK_MONOTONIC */, &moment);
-    sleep_while(&hu_mailbox.state, state,
-                (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds + LOOK_AGAIN_NS);
+    sleep_while(word, value, (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds + LOOK_AGAIN_NS);
 }
 
 /* Whether a thread that was seen busy sleeps now, as /proc/self/task/TID/stat says: "TID (name) S ...".  A signal would
@@ -584,7 +583,7 @@ static void stop_busy(void)
             decide();
             continue;
         }
-        look_again_soon(state);
+        look_again_soon(&hu_mailbox.state, state);
     }
     /* Ignoring a signal discards those still queued (POSIX); only then may its action be what it was, which would end
      * the process. */
@@ -648,7 +647,7 @@ static void stop(struct hu_frame *frame)
         if (late()) {
             give_up(HU_LATE, 0, 0);
         } else {
-            look_again_soon(HU_STOPPING);
+            look_again_soon(&hu_mailbox.state, HU_STOPPING);
         }
     }
     hu_mailbox.stamps[HU_T_PARKED] = now();
@@ -706,6 +705,10 @@ static void put(uint64_t address, uint64_t size, uint64_t value)
 static void wait_for_group(struct hu_move *move)
 {
     struct timespec_kernel moment;
+    if (load(&move->state) == HU_MOVE_LANDED) {
+        __atomic_add_fetch(&hu_mailbox.landed, 1, __ATOMIC_ACQ_REL);
+        wake(&hu_mailbox.landed);
+    }
     for (;;) {
         system2(SYS_clock_gettime, 1 /* CLOCK_MONOTONIC */, &moment);
         if (load(&move->state) != HU_MOVE_LANDED ||
@@ -830,6 +833,22 @@ __attribute__((used)) int hu_pass(struct hu_passage *passage)
     return 0;
 }
 
+/* Whether there is this value; of a size that is not known there is none. */
+static int holds(uint64_t address, uint64_t size, uint64_t value)
+{
+    switch (size) {
+    case 1:
+        return __atomic_load_n((uint8_t *)address, __ATOMIC_ACQUIRE) == (uint8_t)value;
+    case 2:
+        return __atomic_load_n((uint16_t *)address, __ATOMIC_ACQUIRE) == (uint16_t)value;
+    case 4:
+        return __atomic_load_n((uint32_t *)address, __ATOMIC_ACQUIRE) == (uint32_t)value;
+    case 8:
+        return __atomic_load_n((uint64_t *)address, __ATOMIC_ACQUIRE) == value;
+    }
+    return 0;
+}
+
 static int has_landed(struct hu_move *move)
 {
     return load(&move->state) != HU_MOVE_LEAVING;
@@ -853,13 +872,14 @@ static uint64_t wait_for_moves(struct hu_op *op, uint64_t here, int (*done)(stru
 {
     uint64_t limit = now() + op->args[1];
     for (uint64_t i = op->number; i < op->number + op->args[0];) {
+        uint64_t seen = load(&hu_mailbox.landed);
         if (done(move_at(i))) {
             i++;
         } else if (now() > limit) {
             op->result = 1;
             return here + op->args[2];
         } else {
-            look_again_soon(load(&hu_mailbox.state));
+            look_again_soon(&hu_mailbox.landed, seen);
         }
     }
     return here + 1;
@@ -946,6 +966,10 @@ static void run(struct hu_frame *frame)
             break;
         case HU_OP_REVOKE:
             for_moves(op, HU_MOVE_LEAVING, HU_MOVE_REVOKED);
+            break;
+        case HU_OP_EXPECT:
+            op->result = !holds(op->number, op->args[0], op->args[1]);
+            next = op->result ? i + 1 + op->args[2] : next;
             break;
         case HU_OP_SKIP:
             next = i + 1 + op->number;

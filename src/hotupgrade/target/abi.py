@@ -55,6 +55,7 @@ class OpKind(enum.IntEnum):
     REVOKE = 11
     SKIP = 12
     END = 13
+    EXPECT = 14
 
 
 class MoveState(enum.IntEnum):
@@ -172,7 +173,7 @@ class Mailbox(ctypes.Structure):
         *_words("ops", "op_count", "serial", "taken", "done", "xsave_size", "ledger"),
         *_words("inside", "leader_in", "leader_out", "owner"),
         ("cpus", _U64 * CPU_WORDS),
-        *_words("moves", "move_count", "sites"),
+        *_words("moves", "move_count", "sites", "landed"),
     ]
 
 

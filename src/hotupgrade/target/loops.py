@@ -13,6 +13,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import iced_x86
 import numpy as np
 import numpy.typing as npt
 
@@ -25,6 +26,8 @@ from hotupgrade.target.process import Process, ThreadState
 _SYS_GET_ROBUST_LIST = 274
 #: glibc's struct pthread is smaller, in bytes (nptl/descr.h), and the loop's frame is not further down.
 _PTHREAD, _WINDOW = 0xA00, 512 << 10
+#: A function has set up its frame within so many bytes.
+_BEGINNING = 96
 #: The registers that a call keeps, in the order in which the agent has them.
 KEPT_ORDER = tuple(number for number in (3, 6, 12, 13, 14, 15) if number in KEPT)
 
@@ -100,6 +103,7 @@ class LoopFinder:
         self._loops = loops
         self._led = led
         self._rows: dict[int, Row | None] = {}
+        self._depths: dict[int, int | None] = {}  # by entry
         self.doubts: dict[int, Reason] = {}  # by thread id
 
     def find(self, thread: ThreadState, tcb: int) -> InLoop | None:
@@ -132,12 +136,15 @@ class LoopFinder:
         for first, end in loop.ranges:
             inside |= (words > first) & (words < end)
         calls: dict[int, list[tuple[int, int, Row]]] = {}
+        depth = self._depth(loop)
         for at in np.flatnonzero(inside).tolist():
             place, back = low + 8 * at, int(words[at])
             row = self._row(back)
-            slot = None if row is None else self._slot(row, words, at, low)
-            if row is not None and slot is not None and place < slot < tcb and slot % 8 == 0:
-                calls.setdefault(slot, []).append((place, back, row))
+            if row is None:
+                continue
+            for slot in self._slots(row, words, at, low, depth):
+                if place < slot < tcb and slot % 8 == 0:
+                    calls.setdefault(slot, []).append((place, back, row))
         proven = [slot for slot, found in calls.items() if self._leads_out(slot, found[0], words, low)]
         if len(proven) != 1:
             return _unproven(self._process.pid, thread, loop, f"{len(proven)} places could be its frame")
@@ -151,13 +158,12 @@ class LoopFinder:
     def _asleep(
         self, thread: ThreadState, loop: LoopCode, slot: int, calls: Sequence[tuple[int, int, Row]]
     ) -> Asleep | None:
-        if not thread.asleep or thread.sp is None:
-            return None
-        # What calls that have ended left behind lies below the stack pointer, or in the loop's own frame.
-        live = [call for call in calls if call[0] >= thread.sp]
+        # What calls that have ended left behind lies below the stack pointer, or in the loop's own frame.  Of a thread
+        # that runs, the stop will see where that is: it looks at both, the pointer and the word.
+        live = [call for call in calls if thread.sp is None or call[0] >= thread.sp]
         if not live:
             return None
-        place, back, row = min(live)
+        place, back, row = min(live, key=lambda call: call[0])
         if back not in loop.sleeps:
             return None
         kept = [row.saved.get(number, 0) for number in KEPT_ORDER]
@@ -173,20 +179,29 @@ class LoopFinder:
                 self._rows[back] = None
         return self._rows[back]
 
+    def _depth(self, loop: LoopCode) -> int | None:
+        """Bytes of the loop's frame below its frame pointer, if it has one."""
+        entry, end = loop.ranges[0]
+        if entry not in self._depths:
+            code = self._process.read(entry, min(end - entry, _BEGINNING))
+            self._depths[entry] = depth_below_frame_pointer(code)
+        return self._depths[entry]
+
     @staticmethod
-    def _slot(row: Row, words: Words, at: int, low: int) -> int | None:
-        """The slot that the loop returns through, as the frame information of a call in it says."""
+    def _slots(row: Row, words: Words, at: int, low: int, depth: int | None) -> set[int]:
+        """Where the slot may be that the loop returns through, as the frame information of a call in it says."""
         if isinstance(row.cfa, bytes):
-            return None
+            return set()
         register, offset = row.cfa
         place = low + 8 * at
         if register == RSP:
-            return place + 8 + offset - 8
+            return {place + 8 + offset - 8}
+        found = set()
         if register == RBP and at > 0:
-            return (
-                int(words[at - 1]) + offset - 8
-            )  # what is called has saved it right below, if it has such a frame, too
-        return None
+            found.add(int(words[at - 1]) + offset - 8)  # what is called has such a frame, too: it has saved it first
+        if register == RBP and depth is not None:
+            found.add(place + 8 + depth + offset - 8)
+        return found
 
     def _leads_out(self, slot: int, call: tuple[int, int, Row], words: Words, low: int) -> bool:
         """From the loop's caller on, the unwinder reaches the beginning of the thread."""
@@ -201,6 +216,30 @@ class LoopFinder:
 
     def _back(self, slot: int) -> int:
         return self._led.get(slot) or self._process.read_word(slot)
+
+
+def depth_below_frame_pointer(code: bytes) -> int | None:
+    """How far below its frame pointer the stack pointer of a function is at its calls, as its first instructions say;
+    None if they set none up, or in a way that does not tell."""
+    depth: int | None = None
+    for instruction in iced_x86.Decoder(64, code):
+        if instruction.flow_control != iced_x86.FlowControl.NEXT:
+            break
+        mnemonic, first = int(instruction.mnemonic), int(instruction.op0_register)
+        if mnemonic == iced_x86.Mnemonic.MOV and first == iced_x86.Register.RBP:
+            depth = 0 if int(instruction.op1_register) == iced_x86.Register.RSP else None
+        elif depth is None:
+            continue
+        elif mnemonic == iced_x86.Mnemonic.PUSH:
+            depth += 8
+        elif first == iced_x86.Register.RSP:
+            if mnemonic != iced_x86.Mnemonic.SUB or int(instruction.op1_kind) not in _IMMEDIATE:
+                return None
+            depth += instruction.immediate(1)
+    return depth
+
+
+_IMMEDIATE = (iced_x86.OpKind.IMMEDIATE8TO64, iced_x86.OpKind.IMMEDIATE32TO64)
 
 
 def _unproven(pid: int, thread: ThreadState, loop: LoopCode, why: str) -> Reason:

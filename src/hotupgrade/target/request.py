@@ -12,6 +12,9 @@ from hotupgrade.target.backtrace import Unwinder
 from hotupgrade.target.process import ThreadState
 from hotupgrade.target.suspended import Coroutines
 
+#: Code of the reason why a mover cannot yet say how a thread is led out: it is to be asked again soon.
+LOOP_AT_WORK = "loop-at-work"
+
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:

@@ -14,18 +14,28 @@ import os
 import struct
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target import abi, native
-from hotupgrade.target.agent import VISIT_TIMEOUT_US, Agent, Operation, is_denied, leaders, refuse_visit, system_call
+from hotupgrade.target.agent import (
+    POLLING,
+    VISIT_TIMEOUT_US,
+    Agent,
+    Operation,
+    is_denied,
+    leaders,
+    refuse_visit,
+    system_call,
+)
 from hotupgrade.target.busy import busy_threads, free_signal, stay_off, touch_stacks
 from hotupgrade.target.clock import Reading, ticks_per_us
 from hotupgrade.target.maps import mapping_at
 from hotupgrade.target.process import ThreadState, main_has_ended
 from hotupgrade.target.request import (
+    LOOP_AT_WORK,
     Departure,
     Standing,
     StopReport,
@@ -49,6 +59,8 @@ MOST_EXCUSES = 256
 #: Not parked, and no reason to give up: it has ended, or is handling a signal.
 _COME_AGAIN = (abi.VisitStatus.GONE, abi.VisitStatus.DENIED, abi.VisitStatus.SIGNALLED)
 _ANYHOW = Standing(0)
+#: How soon it is looked again whether a loop's thread has gone to sleep, in seconds.
+_LOOK_AGAIN = 0.001
 #: Room for threads that are born while the others are being parked.
 SPARE_ROWS = 64
 _SPARE_MAPPINGS = 512
@@ -107,6 +119,9 @@ class Stopper:
         attempt = 0
         while True:
             problem = self._attempt(request, attempt)
+            if problem is not None and problem.reason.code == LOOP_AT_WORK and time.monotonic() <= limit:
+                time.sleep(_LOOK_AGAIN)  # nobody was parked for it
+                continue
             attempt += 1
             if problem is None:
                 return self._report(attempt)
@@ -139,13 +154,15 @@ class Stopper:
         self._cores = frozenset(t.processor for t in states if t.tid in busy)
         stay_off(self._cores)
         try:
-            self._departure = request.mover.depart(states) if request.mover else Departure()
+            self._depart(states)
         except NotNow as error:
             return error
-        self._after = [*request.after, *self._departure.after]
         only_main = bool(request.after) or self._departure.hold_main
         absent = busy | self._departure.standing.keys() if self._departure.after else busy
         choice = [t for t in leaders(states, process.pid, only_main) if t.tid not in absent]
+        if self._departure.hold_main:
+            # Anywhere else it may be about to do, or wait for, just what it is to be kept from.
+            choice = [t for t in choice if t.system_call in POLLING]
         if not choice:
             return NotNow(
                 Reason(
@@ -228,24 +245,17 @@ class Stopper:
             standing = self._departure.standing.get(thread.tid, _ANYHOW)
             self._table[index].loop, self._table[index].live = standing.loop, standing.live
         self._used = sum(1 for row in self._table if row.tid)
-        words = [*request.data, *request.code, *self._departure.words]
-        if len(words) > self._most_words:
-            raise NotNow(Reason("too-many-threads", str(self.agent.process.pid), "too many threads are restarted"))
-        edits = (abi.Edit * len(words))(*(abi.Edit(w.address, w.old, w.new) for w in words))
+        self._write_words()
         ranges = merged_by_loop(request.forbidden)
         watches = (abi.Range * len(ranges))(*(abi.Range(*row) for row in ranges))
         maps = self.agent.process.maps()
         stacks = [(m.start, m.end) for m in maps if m.writable and m.readable][: self._most_mappings]
         mappings = (abi.Range * len(stacks))(*(abi.Range(low, high) for low, high in stacks))
         hooks = (abi.Op * len(request.hooks))(*(hook.operation.pack() for hook in request.hooks))
-        self.agent.process.write(self._edits_at, bytes(edits))
         self.agent.process.write(self._hooks_at, bytes(hooks))
         self.agent.process.write(self._watches_at, bytes(watches))
         self.agent.process.write(self._stacks_at, bytes(mappings))
         self.agent.set(
-            edits=self._edits_at,
-            edit_count=len(words),
-            sync_count=len(request.data),
             hooks=self._hooks_at,
             hook_count=len(hooks),
             watches=self._watches_at,
@@ -297,9 +307,8 @@ class Stopper:
                     row_of[tid] = self._used
                     self._used += 1
                 visit.tid, visit.thread = tid, table_at + row_of[tid] * ctypes.sizeof(abi.Thread)
-                standing = self._departure.standing.get(tid, _ANYHOW)
-                row = abi.Thread(tid=tid, loop=standing.loop, live=standing.live)
-                process.write(visit.thread, bytes(row))
+                process.write(visit.thread, tid.to_bytes(8, "little"))
+                self._write_standing(tid, int(visit.thread))
             native.redirect(
                 visits,
                 agent.process.memory,
@@ -313,7 +322,39 @@ class Stopper:
                 elif is_denied(process, visit) or visit.status not in _COME_AGAIN:
                     return refuse_visit(process.pid, visit)
         agent.set(sleepers=parked, expected_threads=len(tids))
+        if self._request.mover is not None and not row_of.keys() <= self._asked:
+            return self._depart_again(row_of, table_at, leader)
         return None
+
+    def _depart_again(self, rows: Mapping[int, int], table_at: int, leader: int) -> NotNow | None:
+        """Threads were born while the others were being parked; they may be in loops, too.  All stand still by now."""
+        self._depart(self.agent.process.threads())
+        if self._departure.hold_main and leader != self.agent.process.pid:
+            pid = self.agent.process.pid
+            return NotNow(Reason("no-thread", str(pid), f"process {pid}: threads were born that only main can restart"))
+        for tid, row in rows.items():
+            self._write_standing(tid, table_at + row * ctypes.sizeof(abi.Thread))
+        self._write_words()
+        return None
+
+    def _depart(self, states: Sequence[ThreadState]) -> None:
+        """Ask the mover which threads are led out of their loops; raises NotNow if one cannot be."""
+        mover = self._request.mover
+        self._departure = mover.depart(states) if mover else Departure()
+        self._after = [*self._request.after, *self._departure.after]
+        self._asked = {state.tid for state in states}
+
+    def _write_standing(self, tid: int, row_at: int) -> None:
+        standing = self._departure.standing.get(tid, _ANYHOW)
+        self.agent.process.write(row_at + abi.Thread.loop.offset, struct.pack("<QQ", standing.loop, standing.live))
+
+    def _write_words(self) -> None:
+        words = [*self._request.data, *self._request.code, *self._departure.words]
+        if len(words) > self._most_words:
+            raise NotNow(Reason("too-many-threads", str(self.agent.process.pid), "too many threads are restarted"))
+        edits = (abi.Edit * len(words))(*(abi.Edit(w.address, w.old, w.new) for w in words))
+        self.agent.process.write(self._edits_at, bytes(edits))
+        self.agent.set(edits=self._edits_at, edit_count=len(words), sync_count=len(self._request.data))
 
     def _lead(self, leader: int, table_at: int) -> NotNow | None:
         agent = self.agent

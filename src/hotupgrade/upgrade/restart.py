@@ -23,7 +23,7 @@ from hotupgrade.target.clock import Reading, ticks_per_us
 from hotupgrade.target.loops import InLoop, LoopCode, LoopFinder, thread_pointer
 from hotupgrade.target.moves import MoveTable
 from hotupgrade.target.process import Process, ThreadState
-from hotupgrade.target.request import Departure, Forbidden, Standing, Word
+from hotupgrade.target.request import LOOP_AT_WORK, Departure, Forbidden, Standing, Word
 from hotupgrade.upgrade.ledger import LoopRecord, PlaceRecord, SideRecord
 from hotupgrade.upgrade.sites import armed
 
@@ -226,7 +226,23 @@ class Restart:
         going.append(Operation(abi.OpKind.LAND, first, (count, limit, len(entering) + 3)))
         going += entering
         going.append(Operation(abi.OpKind.ARRIVE, first, (count, limit, 2)))
-        return [*going, Operation(abi.OpKind.SKIP, len(undo)), *undo]
+        going += [Operation(abi.OpKind.SKIP, len(undo)), *undo]
+        return [*self._expectations(group, len(going)), *going]
+
+    def _expectations(self, group: _Group, distance: int) -> list[Operation]:
+        """Nobody is asked whom the program itself has asked to end: that is looked at with the main thread held.
+
+        ``distance``: from the last of these to the end of the group's operations, whose last ends the list.
+        """
+        wanted = [
+            (self._at(loop.leaving, place.argument), loop.leaving.size)
+            for place, loop in zip(group.threads, group.loops, strict=True)
+            if loop.leaving is not None
+        ]
+        return [
+            Operation(abi.OpKind.EXPECT, address, (size, 0, len(wanted) - 1 - index + distance - 1))
+            for index, (address, size) in enumerate(wanted)
+        ]
 
     def _ask(self, group: _Group) -> list[Operation]:
         operations = []
@@ -329,7 +345,9 @@ def _restarted(row: abi.Move, loop: LoopRecord, place: InLoop, rate: float, begi
         state = "stayed"  # in the new code, but nobody has seen it work there
     names = [clean or setup for clean, setup in loop.pairs]
     skipped = int(row.set_up)
-    arrived = int(row.arrived or row.entered)
+    # Where no work tells, the leader has looked whether it sleeps, later; on its way it was as soon as it entered.
+    works = any(site.kind == SiteKind.WORK for site in loop.sites)
+    arrived = int((works and row.arrived) or row.entered)
     return ThreadRestart(
         place.tid,
         loop.function,
@@ -386,7 +404,7 @@ def _at_work(pid: int, thread: ThreadState, loop: LoopRecord) -> NotNow:
         f"process {pid}: thread {thread.tid} ({thread.name}) is at work in {loop.function}, which has changed; it can "
         f"be led into the new code only while it sleeps"
     )
-    return NotNow(Reason("loop-at-work", str(thread.tid), text))
+    return NotNow(Reason(LOOP_AT_WORK, str(thread.tid), text))
 
 
 def failures(pid: int, threads: Sequence[ThreadRestart]) -> Iterator[Reason]:
