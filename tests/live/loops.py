@@ -15,7 +15,7 @@ PROFILE = SOURCES / "loops.toml"
 PROFILED = ("--profile", PROFILE)
 INCLUDE = f"-I{PACKAGE / 'hotupgrade' / 'include'}"
 #: Kinds whose loop is another in each version.
-CHANGING = ("busy", "latched", "other", "safe", "sleeping")
+CHANGING = ("busy", "direct", "latched", "other", "safe", "sleeping")
 KINDS = (*CHANGING, "stubborn", "wild")
 
 

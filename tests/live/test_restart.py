@@ -12,9 +12,14 @@ from live.conftest import Start
 from live.harness import NOT_NOW, REFUSED, Builder, Driver, HotUpgrade, until
 from live.loops import PROFILE, PROFILED, Loops, loops, switch
 
-EACH = {"busy": {"busy": 1}, "group": {"latched": 2, "other": 1}, "safe": {"safe": 2}, "sleeping": {"sleeping": 2}}
+EACH = {
+    "busy": {"busy": 1},
+    "group": {"latched": 2, "other": 1},
+    "safe": {"safe": 2, "direct": 1},
+    "sleeping": {"sleeping": 2},
+}
 BACK = 0
-ALL = {"busy": 1, "latched": 2, "other": 1, "safe": 2, "sleeping": 2}
+ALL = {"busy": 1, "direct": 1, "latched": 2, "other": 1, "safe": 2, "sleeping": 2}
 FLAVOURS = {
     "gcc-O0": ("gcc", "-O0"),
     "gcc-O3": ("gcc", "-O3"),

@@ -233,12 +233,14 @@ def depth_below_frame_pointer(code: bytes) -> int | None:
         elif mnemonic == iced_x86.Mnemonic.PUSH:
             depth += 8
         elif first == iced_x86.Register.RSP:
-            if mnemonic != iced_x86.Mnemonic.SUB or int(instruction.op1_kind) not in _IMMEDIATE:
+            if mnemonic not in _MOVES or int(instruction.op1_kind) not in _IMMEDIATE:
                 return None
-            depth += instruction.immediate(1)
+            depth += _MOVES[mnemonic] * ctypes.c_int64(instruction.immediate(1)).value
     return depth
 
 
+#: 128 bytes are had by adding -128, which is shorter.
+_MOVES: dict[int, int] = {iced_x86.Mnemonic.SUB: 1, iced_x86.Mnemonic.ADD: -1}
 _IMMEDIATE = (iced_x86.OpKind.IMMEDIATE8TO64, iced_x86.OpKind.IMMEDIATE32TO64)
 
 

@@ -246,6 +246,28 @@ static void *safe_main(void *argument)
     return w;
 }
 
+/* The same, and it calls nothing but the C library, which keeps no frame pointers. */
+static void *direct_main(void *argument)
+{
+    struct worker *w = argument;
+    w->tid = gettid();
+    w->own = &mine;
+    w->entered++;
+    while (!w->stop) {
+        HOTUPGRADE_SAFE_POINT(NULL);
+        long item = atomic_fetch_add(&taken, 1);
+        sum_taken += item;
+        w->sum += item;
+        w->done++;
+        w->body = VERSION;
+        poll(NULL, 0, 1);
+#if VERSION > 1
+        w->odd += VERSION;
+#endif
+    }
+    return w;
+}
+
 /* Does not leave when it is asked to, for as long as it was told so. */
 static void *stubborn_main(void *argument)
 {
@@ -280,7 +302,7 @@ static void *wild_main(void *argument)
 
 /* For the tests. */
 
-enum { BUSY, LATCHED, OTHER, SAFE, SLEEPING, STUBBORN_ONE, WILD_ONE, KINDS };
+enum { BUSY, DIRECT, LATCHED, OTHER, SAFE, SLEEPING, STUBBORN_ONE, WILD_ONE, KINDS };
 
 static const struct kind {
     const char *name;
@@ -288,6 +310,7 @@ static const struct kind {
     bool endless;
 } kinds[KINDS] = {
     [BUSY] = {"busy", busy_main, false},
+    [DIRECT] = {"direct", direct_main, false},
     [LATCHED] = {"latched", latched_main, false},
     [OTHER] = {"other", other_main, false},
     [SAFE] = {"safe", safe_main, false},
@@ -317,6 +340,11 @@ static long begin(const struct kind *kind, long count)
 EXPORT long begin_busy(long count)
 {
     return begin(&kinds[BUSY], count);
+}
+
+EXPORT long begin_direct(long count)
+{
+    return begin(&kinds[DIRECT], count);
 }
 
 EXPORT long begin_latched(long count)
