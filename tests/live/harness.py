@@ -49,6 +49,7 @@ class Options:
 
 
 PLAIN = Options()
+PIE = Options(flags=("-fPIE", "-pie", "-rdynamic"))
 
 
 class Builder:
@@ -76,6 +77,32 @@ class Builder:
         words = [*compiler, *objects, "-rdynamic", *_needs(libraries)]
         words.append("-Wl,-z,now" if now else "-Wl,-z,lazy")
         return self._built(f"host-{'-'.join(library.parent.name for library in libraries) or 'bare'}", "host", words)
+
+    def executable(
+        self,
+        subjects: Sequence[str],
+        version: int = 1,
+        options: Options = PIE,
+        *,
+        uses: Sequence[Path] = (),
+        needs: Sequence[str] = (),
+    ) -> Path:
+        """The host program with the subjects' own code in it, in one version; ``uses`` as for a library.
+
+        ``needs``: linker words besides those.
+        """
+        sources = [next(p for p in (SOURCES / f"{s}.c", SOURCES / f"{s}.cpp") if p.exists()) for s in subjects]
+        sources = [*(SOURCES / f"{part}.c" for part in ("host", "sleepers", "workers")), *sources]
+        flags = ["-O2", "-g", "-pthread", *WARNINGS, f"-DVERSION={version}", *options.flags]
+        compiler = options.compiler or "gcc"
+        suite = {".c": compiler, ".cpp": {"gcc": "g++"}.get(compiler, f"{compiler}++")}
+        objects = [
+            self._built(f"{path.stem}-v{version}", f"{path.stem}.o", [suite[path.suffix], *flags, "-c", str(path)])
+            for path in sources
+        ]
+        linker = suite[".cpp" if any(path.suffix == ".cpp" for path in sources) else ".c"]
+        words = [linker, *flags, *options.words(), *map(str, objects), *needs, *_needs(uses)]
+        return self._built(f"{'-'.join(subjects)}-v{version}", "program", words)
 
     def program(self, name: str, *flags: str) -> Path:
         words = ["gcc", "-O2", "-g", *WARNINGS, str(SOURCES / f"{name}.c"), *flags]

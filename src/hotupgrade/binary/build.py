@@ -78,7 +78,6 @@ class Build:
         self.relro = elf.relro  # vaddr range [low, high) as the loader protects it, whole pages at the high end
         self.sections = elf.sections  # the first of a name wins
         self.span = elf.span  # bytes from vaddr 0 to the end of the last PT_LOAD, rounded up to a page
-        self.executable = elf.has_interpreter or bool(elf.tag(Dt.FLAGS_1, 0) & DF_1_PIE)
         flags, flags_1 = elf.tag(Dt.FLAGS, 0), elf.tag(Dt.FLAGS_1, 0)
         self.bind_now = bool(flags & DF_BIND_NOW or flags_1 & DF_1_NOW or Dt.BIND_NOW in elf.dynamic)
         self.symbolic = bool(flags & DF_SYMBOLIC or Dt.SYMBOLIC in elf.dynamic)
@@ -88,6 +87,9 @@ class Build:
         self.needed = self._dynamic_strings(Dt.NEEDED)
         self.soname = "".join(self._dynamic_strings(Dt.SONAME)[:1])
         self.init = self._optional(Dt.INIT)
+        # A library may have an interpreter too, to be run for what it then says (libc.so.6); it has a SONAME.
+        pie = bool(elf.tag(Dt.FLAGS_1, 0) & DF_1_PIE)
+        self.executable = pie or (elf.has_interpreter and not self.soname)
         self.fini = self._optional(Dt.FINI)
         self.init_array = self._functions(Dt.INIT_ARRAY, Dt.INIT_ARRAYSZ)  # in the order in which they run
         self.fini_array = self._functions(Dt.FINI_ARRAY, Dt.FINI_ARRAYSZ)

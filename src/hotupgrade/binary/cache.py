@@ -26,7 +26,7 @@ from hotupgrade.binary.code import CodeFacts, JumpTable
 from hotupgrade.binary.debug.model import Debug, checked
 from hotupgrade.binary.model import Form, References, TargetKind
 
-FORMAT = 5  # raise it whenever the meaning of an entry or the way to find its contents changes
+FORMAT = 6  # raise it whenever the meaning of an entry or the way to find its contents changes
 MAGIC = b"hotupgrade cache\0"
 DIGEST = 32
 MAX_ENTRIES = 1024

@@ -10,6 +10,7 @@ import numpy as np
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import I32, Flags, Form, Kind, Segment, TargetKind
 from hotupgrade.errors import Reason
+from hotupgrade.plan.copies import of_undefined_instructions
 from hotupgrade.plan.match import Match, Scopes, match
 from hotupgrade.plan.meaning import Meaning
 from hotupgrade.plan.migrations import migrated_pairs
@@ -122,7 +123,12 @@ def _equal_references(meaning: Meaning, old_shapes: Shapes, new_shapes: Shapes, 
             int(new.function[pairs.new[i]]),
             int(old_shapes.access[pairs.old[i]]),
         )
-    for i in np.flatnonzero(equal & (kind == TargetKind.UNKNOWN)).tolist():
+    unknown = np.flatnonzero(equal & (kind == TargetKind.UNKNOWN))
+    number = of_undefined_instructions(meaning.old, old.position[pairs.old[unknown]].astype(np.int64))
+    ours = old_target - old.following[pairs.old].astype(np.int64)
+    theirs = new_target - new.following[pairs.new].astype(np.int64)
+    equal[unknown[number]] = (ours == theirs)[unknown[number]]
+    for i in unknown[~number].tolist():
         equal[i] = meaning.same_neighbour(int(old_target[i]), int(new_target[i]))
     for i in np.flatnonzero(~equal & (old.form[pairs.old] == Form.LEA)).tolist():
         equal[i] = meaning.same_mark(int(old_target[i]), int(new_target[i]), int(new.function[pairs.new[i]]))

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Flags, Kind, TargetKind
+from hotupgrade.binary.model import I64, Flags, Kind, TargetKind
 from hotupgrade.plan.boundary import end_pointers
 from hotupgrade.plan.model import Image
 from hotupgrade.plan.pieces import drawing_in
@@ -29,6 +29,8 @@ STARTUP = frozenset(
 # What a sanitizer adds to tell its run time of the module's variables, at start and at exit: of those that the loader's
 # image holds, whatever was upgraded since.  (gcc; clang)
 REGISTERS = re.compile(r"(_sub_[ID]_00099_\d+|[a-z]*san\.module_[cd]tor)(\..*)?")
+# ud1, ud0: a ModRM byte and the displacement follow.
+_UNDEFINED = (b"\x0f\xb9", b"\x0f\xff")
 
 
 _startup: WeakKeyDictionary[Build, Flags] = WeakKeyDictionary()
@@ -53,11 +55,20 @@ def unclear_code(build: Build) -> Flags:
     """Rows of functions that name places which have no name, or hold bytes that are no instructions."""
     references = build.references
     unknown = (references.target_kind == TargetKind.UNKNOWN) & (references.function >= 0)
+    places = np.flatnonzero(unknown)
+    unknown[places] = ~of_undefined_instructions(build, references.position[places].astype(np.int64))
     unknown[end_pointers(build)] = False
     flags = np.zeros(len(build.entities), dtype=np.bool_)
     flags[references.function[unknown]] = True
     flags[list(build.undecodable)] = True
     return flags
+
+
+def of_undefined_instructions(build: Build, positions: I64) -> Flags:
+    """Which references (by the vaddr of their fields) are operands of ``ud1`` or ``ud0``: numbers like any other, as
+    such an instruction never gets as far as to look there."""
+    before = [build.read(position - 3, 2) for position in positions.tolist()]
+    return np.isin(before, _UNDEFINED) if before else np.zeros(0, dtype=np.bool_)
 
 
 def immovable(build: Build) -> Flags:

@@ -171,6 +171,8 @@ class Meaning:
 
     def same_neighbour(self, old: int, new: int) -> bool:
         """An unnamed place in writable memory: the same distance behind the same name, in the same section."""
+        if (place := _in_nameless_section(self.old, old)) is not None:
+            return place == _in_nameless_section(self.new, new) and self.same_data(old, new, 0)
         ours, theirs = _preceding(self.old, old), _preceding(self.new, new)
         if ours is None or theirs is None or ours[1] != theirs[1] or ours[2] != theirs[2]:
             return False
@@ -321,6 +323,16 @@ def _preceding(build: Build, vaddr: int) -> tuple[int, int, str] | None:
         return None
     row = int(spans.row[at])
     return row, vaddr - int(build.entities.address[row]), section.name
+
+
+def _in_nameless_section(build: Build, vaddr: int) -> tuple[str, int] | None:
+    """(section, distance from its start) of an address in a data section that holds no names at all, and has a name
+    that somebody chose (``__rseq_cs``); None for any other."""
+    section = build.section_at(vaddr)
+    if section is None or section.flags & 4 or section.type == 8 or not section.name.isidentifier():
+        return None
+    first, last = np.searchsorted(build.row_spans.start, (section.vaddr, section.vaddr + section.size))
+    return None if last > first else (section.name, vaddr - section.vaddr)
 
 
 def _string_length(build: Build, vaddr: int) -> int:

@@ -50,8 +50,8 @@ def _module(session: Session, module: Module) -> Document:
 
 def _why_not(module: Module) -> str:
     """Why this module cannot be upgraded; "" if it can, as far as can be told without a new build."""
-    if module.executable:
-        return "the main program; this version upgrades shared libraries"
+    if module.executable and not module.base:
+        return "the program is linked to a fixed address; build it as a position-independent executable (-pie)"
     if module.name.startswith("ld-linux"):
         return "the dynamic linker itself"
     if not module.build_id:

@@ -56,30 +56,18 @@ class Candidate:
 
 
 def find_module(modules: Sequence[Module], build: Build, path: str, name: str | None) -> Module:
-    """The module that a build replaces: the one of its SONAME, or of the name that the operator gave.
+    """The module that a build replaces: of its own kind, and of its SONAME (a program: of the file's name), or of the
+    name that the operator gave.
 
     Raises:
         Refused: there is none, or more than one.
     """
-    wanted = name or build.soname
-    if build.executable and name is None:
-        raise Refused(
-            Reason(
-                "executable",
-                path,
-                f"{path} is an executable; this version upgrades shared libraries only (the main program is next)",
-            )
-        )
-    found = [m for m in modules if wanted and not m.executable and wanted in (m.name, Path(m.path).name)]
+    wanted = name or (Path(path).name if build.executable else build.soname)
+    found = [
+        m for m in modules if wanted and m.executable == build.executable and wanted in (m.name, Path(m.path).name)
+    ]
     if not found:
-        what = (
-            f"no library named {wanted}"
-            if wanted
-            else "nothing that it could replace, as it has no SONAME (say --module NAME=FILE)"
-        )
-        raise Refused(
-            Reason("no-such-module", path, f"{path} is no newer build of anything in the process: it holds {what}")
-        )
+        raise Refused(_no_such_module(modules, build, path, wanted))
     if len(found) > 1:
         raise Refused(
             Reason(
@@ -89,6 +77,25 @@ def find_module(modules: Sequence[Module], build: Build, path: str, name: str | 
             )
         )
     return found[0]
+
+
+def _no_such_module(modules: Sequence[Module], build: Build, path: str, wanted: str) -> Reason:
+    if build.executable:
+        program = next((m.name for m in modules if m.executable), "")
+        text = (
+            f"{path} is a program, but not a newer build of the one that runs, which is {program} (if it is, say "
+            f"--module {program}=FILE)"
+        )
+    elif any(m.executable and wanted in (m.name, Path(m.path).name) for m in modules):
+        text = f"{path} is a library; it cannot replace {wanted}, which is the program itself"
+    elif wanted:
+        text = f"{path} is no newer build of anything in the process: it holds no library named {wanted}"
+    else:
+        text = (
+            f"{path} is no newer build of anything in the process: it holds nothing that it could replace, as it has "
+            f"no SONAME (say --module NAME=FILE)"
+        )
+    return Reason("no-such-module", path, text)
 
 
 def images_of(module: Module, record: ModuleRecord | None, cache: Cache) -> tuple[list[Image], int]:

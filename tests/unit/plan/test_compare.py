@@ -437,3 +437,27 @@ def test_labels_of_the_assembler_are_no_names(compiler: Compiler) -> None:
     plain, recorded = compiler.build(EVERYTHING), compiler.build(EVERYTHING, "-Wl,--emit-relocs")
     assert plain.entities.names == recorded.entities.names
     assert quiet(compare(plain, recorded))
+
+
+MARKED = r"""
+#include <stdlib.h>
+long counted, spare;
+long before(void) { return rand() + 4; }
+__attribute__((noinline)) long count(void) {
+    __asm__ volatile(
+        ".pushsection __rseq_cs, \"aw\"\n.balign 32\n3: .long 0, 0\n.quad 1f, 2f - 1f, 4f\n.popsection\n"
+        "leaq 3b(%%rip), %%rax\n1: incq %0\n2: jmp 5f\n"
+        ".byte 0x0f, 0xb9, 0x3d\n.long MARK\n4: nop\n5:" : "+m"(counted) : : "rax");
+    return counted;
+}
+"""
+
+
+def test_a_restartable_sequence_is_the_same(compiler: Compiler) -> None:
+    """Its descriptor has no name, and its mark is no address."""
+    old = compiler.build(MARKED.replace("MARK", "0x53053053"))
+    moved = compiler.build(MARKED.replace("MARK", "0x53053053") + "int more(void) { return rand() + 5; }")
+    assert changed(compare(old, moved)) == set()
+    assert changed(compare(old, compiler.build(MARKED.replace("MARK", "0x53053054")))) == {"count"}
+    longer = MARKED.replace("MARK", "0x53053053").replace("2f - 1f", "5f - 1f")
+    assert changed(compare(old, compiler.build(longer))) == {"count"}
