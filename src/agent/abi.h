@@ -8,6 +8,7 @@
 #define HU_MAGIC 0x3165646172677075ull /* "upgrade1" */
 #define HU_ABI 3ull
 #define HU_CPU_WORDS 16 /* 1,024 processors */
+#define HU_CALL_WORDS 8 /* 512 system calls */
 
 /* Life of one stop.  A compare-and-swap leads from STOPPING to exactly one of COMMITTING and ABORTED. */
 enum hu_state { HU_IDLE = 0, HU_STOPPING = 1, HU_COMMITTING = 2, HU_COMMITTED = 3, HU_ABORTED = 4 };
@@ -25,6 +26,7 @@ enum hu_reason {
     HU_NO_STACK = 8,   /* a stack pointer outside of every known mapping, or too much to scan */
     HU_HOOK = 9,       /* a function of the new build that prepares its state reported a failure */
     HU_ASLEEP = 10,    /* a thread that was seen busy sleeps */
+    HU_OCCUPIED = 12,  /* the leader is to stand still in a certain system call, and is in another */
     HU_ELSEWHERE = 11, /* a thread that is to be led out of a sleep is no longer in it */
 };
 
@@ -164,6 +166,8 @@ struct hu_mailbox {
     uint64_t cpus[HU_CPU_WORDS];    /* where the leader is to run meanwhile: off the busy threads' cores; 0: anywhere */
     uint64_t moves, move_count;     /* struct hu_move[] */
     uint64_t sites;                 /* struct hu_site[] */
+    uint64_t hold;                  /* 1: the leader must be in one of the system calls of the following set */
+    uint64_t calls[HU_CALL_WORDS];  /* a bit for each number */
     uint64_t landed; /* counts threads of groups that have left their loop; the low half is a futex word */
 };
 

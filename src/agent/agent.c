@@ -616,6 +616,13 @@ static int check(void)
     return 1;
 }
 
+/* Whether a thread was sent here out of one of the system calls in which it is to be held. */
+static int stands_still(const struct hu_frame *frame)
+{
+    uint64_t number = frame->rax;
+    return frame->error && number < 64 * HU_CALL_WORDS && hu_mailbox.calls[number / 64] >> number % 64 & 1;
+}
+
 /* The leader: the last thread to be sent here.  It sees to it that the sleepers are in, stops the busy ones and lets
  * all go. */
 static void stop(struct hu_frame *frame)
@@ -627,6 +634,9 @@ static void stop(struct hu_frame *frame)
     self->pc = frame->rip;
     self->tcb = thread_pointer();
     store(&self->arrived, arrival());
+    if (hu_mailbox.hold && !stands_still(frame)) {
+        give_up(HU_OCCUPIED, self->tid, 0);
+    }
     int64_t fd = system3(SYS_open, path, 0x90000 /* O_DIRECTORY | O_CLOEXEC */, 0);
     if (fd < 0) {
         give_up(HU_NO_TASK_FD, 0, 0);

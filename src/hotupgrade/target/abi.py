@@ -12,6 +12,7 @@ MAGIC = 0x3165646172677075
 ABI = 3
 ON_ALTERNATE = 2  # of enum hu_arrival
 CPU_WORDS = 16
+CALL_WORDS = 8
 
 _U64 = ctypes.c_uint64
 
@@ -39,6 +40,7 @@ class StopReason(enum.IntEnum):
     HOOK = 9
     ASLEEP = 10
     ELSEWHERE = 11
+    OCCUPIED = 12
 
 
 class OpKind(enum.IntEnum):
@@ -173,7 +175,9 @@ class Mailbox(ctypes.Structure):
         *_words("ops", "op_count", "serial", "taken", "done", "xsave_size", "ledger"),
         *_words("inside", "leader_in", "leader_out", "owner"),
         ("cpus", _U64 * CPU_WORDS),
-        *_words("moves", "move_count", "sites", "landed"),
+        *_words("moves", "move_count", "sites", "hold"),
+        ("calls", _U64 * CALL_WORDS),
+        *_words("landed"),
     ]
 
 

@@ -14,7 +14,7 @@ import os
 import struct
 import time
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -58,6 +58,13 @@ AFTER_LIMIT = 10.0
 MOST_EXCUSES = 256
 #: Not parked, and no reason to give up: it has ended, or is handling a signal.
 _COME_AGAIN = (abi.VisitStatus.GONE, abi.VisitStatus.DENIED, abi.VisitStatus.SIGNALLED)
+
+
+def _set_of(numbers: Iterable[int]) -> bytes:
+    """System calls as the agent has them: a bit for each."""
+    return sum(1 << number for number in numbers).to_bytes(8 * abi.CALL_WORDS, "little")
+
+
 _ANYHOW = Standing(0)
 #: How soon it is looked again whether a loop's thread has gone to sleep, in seconds.
 _LOOK_AGAIN = 0.001
@@ -359,6 +366,8 @@ class Stopper:
     def _lead(self, leader: int, table_at: int) -> NotNow | None:
         agent = self.agent
         agent.keep_off(self._cores, leader)
+        agent.set(hold=int(self._departure.hold_main))
+        agent.process.write(agent.field_address("calls"), _set_of(POLLING))
         after = self._after
         serial = agent.write_operations([Operation(abi.OpKind.STOP), *after], idle=False)
         row = next(index for index, row in enumerate(self._table) if row.tid == leader)
@@ -480,6 +489,7 @@ class Stopper:
             abi.StopReason.NO_TASK_FD: "/proc is not visible in the process, so its threads cannot be counted",
             abi.StopReason.NO_HANDLER: "the process may not set a signal handler",
             abi.StopReason.ASLEEP: f"{thread} sleeps now and then",
+            abi.StopReason.OCCUPIED: f"{thread} does not wait for something to do, but for something that it has begun",
             abi.StopReason.ELSEWHERE: f"{thread if tid else 'a thread'} woke from the sleep out of which it was to be "
             f"led into the new code",
             abi.StopReason.NO_STACK: f"the stack of {thread} could not be found or is too large to be checked",
