@@ -50,6 +50,22 @@ def test_there_and_back_and_there(build: Builder, start: Start, hu: HotUpgrade, 
     there.end()
 
 
+def test_calls_that_cancel_out_are_skipped_once(build: Builder, start: Start, hu: HotUpgrade) -> None:
+    """What is set up stays set up; a pair of which one has changed is not skipped but made."""
+    there = Loops(start, build, loops(build, 1), busy=1)
+    (restarted,) = switch(hu, there, loops(build, 2)).values()
+    assert restarted["skipped"] == ["drop_cache", "detach"]
+    there.check(2, entered=2)
+    (restarted,) = switch(hu, there, loops(build, 3, "-DTHOROUGH")).values()
+    assert restarted["skipped"] == ["detach"]
+    totals = there.totals()
+    assert (totals.made, totals.dropped) == (2, 1)
+    assert (totals.attached, totals.detached) == (1, 0)
+    (restarted,) = switch(hu, there, None).values()
+    assert restarted["skipped"] == ["detach"]
+    there.end()
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_flavours(build: Builder, start: Start, hu: HotUpgrade, flavour: str) -> None:
     compiler, *flags = FLAVOURS[flavour]

@@ -121,6 +121,9 @@ static SAME void make_cache(struct worker *w)
 
 static SAME void drop_cache(struct worker *w)
 {
+#ifdef THOROUGH
+    memset(w->cache, 0, sizeof *w->cache);
+#endif
     free(w->cache);
     w->cache = NULL;
     dropped++;
