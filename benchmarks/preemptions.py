@@ -105,6 +105,10 @@ class Recorder:
                 elif kind == _RECORD_SWITCH:
                     _take(thread, misc, _SWITCH.unpack_from(content)[2])
 
+    def count(self, tid: int) -> int:
+        """How often the thread was preempted, as far as was looked."""
+        return len(self._threads[tid].spans)
+
     def within(self, tid: int, begin: int, end: int) -> list[Span]:
         """What the thread was preempted between two moments, cut to them."""
         spans = self._threads[tid].spans if tid in self._threads else []

@@ -83,6 +83,7 @@ def measure(switch: Switch, target: Target, effort: Effort) -> Result:
     target.upgrade(measure_empty=False)  # the first brings the agent, the images and the table of moves
     target.rollback()
     with recording(pollers) as recorder:
+        counted = sum(involuntary_switches(switch.pid, tid) for tid in pollers)
         bench = Bench(switch, target, recorder, Clock(), result)
         result.facts["switches_recorded"] = recorder is not None
         before = _best_rate(switch)
@@ -91,11 +92,20 @@ def measure(switch: Switch, target: Target, effort: Effort) -> Result:
         result.facts["rate_ratio"] = _best_rate(switch).ratio_to(before)
         result.facts["packets_per_second"] = before.per_second
         _control(bench, pollers)
+        counted = sum(involuntary_switches(switch.pid, tid) for tid in pollers) - counted
+        result.facts["switches"] = {"counted": counted, "recorded": _recorded(recorder, pollers)}
         result.facts["records_lost"] = recorder.lost if recorder else None
     result.facts["not_now"] = target.failures
     result.facts["documents"] = _pictured(bench)
     result.rows = rows(result, effort)
     return result
+
+
+def _recorded(recorder: Recorder | None, pollers: list[int]) -> int | None:
+    if recorder is None:
+        return None
+    recorder.look()
+    return sum(recorder.count(tid) for tid in pollers)
 
 
 def _turn(bench: Bench, pollers: list[int]) -> None:
@@ -261,6 +271,11 @@ def _gap_rows(result: Result, effort: Effort) -> list[Row]:
     ]
     if recorded:
         windows = [taken for taken in result["window_taken"].values if taken > 0]
+        switches = result.facts["switches"]
+        others = (
+            f"others had {100 * result['quiet_share_taken'].median:.0f} % of its core; the kernel counted "
+            f"{switches['counted']} preemptions in all, {switches['recorded']} were recorded"
+        )
         found += [
             Row(
                 "  preempted meanwhile by the machine",
@@ -268,10 +283,7 @@ def _gap_rows(result: Result, effort: Effort) -> list[Row]:
                 f"without a restart {len(windows)} of {len(window.values)} "
                 f"({100 * len(windows) / max(len(window.values), 1):.1f} %)",
                 count=len(gap.values),
-                note=f"took {median(hit):.0f} µs in the median, {max(hit):.0f} at most; others had "
-                f"{100 * result['quiet_share_taken'].median:.0f} % of its core"
-                if hit
-                else f"others had {100 * result['quiet_share_taken'].median:.0f} % of its core",
+                note=(f"took {median(hit):.0f} µs in the median, {max(hit):.0f} at most; " if hit else "") + others,
             ),
             Row("  of those that were not", _spread(free), count=len(free.values)),
             Row("  of all, what the machine took subtracted", _spread(left), count=len(left.values)),

@@ -131,7 +131,7 @@ class Group:
 
     @property
     def lasted(self) -> float:
-        """From the first being asked to the last at work, or asleep, in the new code."""
+        """From the first being asked to the last in the new code: having entered it or, if it tells, at work in it."""
         return self.arrived - self.asked
 
 
