@@ -807,20 +807,20 @@ __attribute__((used)) int hu_pass(struct hu_passage *passage)
             if (state != HU_MOVE_LEAVING || move->cleaned & site->pair) {
                 return 0;
             }
-            move->cleaned |= site->pair;
+            store(&move->cleaned, move->cleaned | site->pair);
             break;
         case HU_SITE_SETUP:
             if (state != HU_MOVE_ENTERED || !(move->cleaned & site->pair || site->alone) || move->set_up & site->pair) {
                 return 0;
             }
-            move->set_up |= site->pair;
+            store(&move->set_up, move->set_up | site->pair);
             if (move->drop) {
                 store(&move->state, HU_MOVE_ARRIVED);
             }
             break;
         case HU_SITE_WORK:
             if (state == HU_MOVE_ENTERED) {
-                move->arrived = now();
+                store(&move->arrived, now());
                 store(&move->state, HU_MOVE_ARRIVED);
             } else if (state == HU_MOVE_REVOKED) {
                 /* At work it cannot be on its way out, and nobody asks it any more. */
@@ -868,9 +868,9 @@ static int has_arrived(struct hu_move *move)
 {
     uint64_t state = load(&move->state);
     /* One that sleeps on its way in has not arrived: what it is yet to skip would not be skipped any more. */
-    int pending = (move->cleaned & ~move->set_up) != 0;
+    int pending = (load(&move->cleaned) & ~load(&move->set_up)) != 0;
     if (state == HU_MOVE_ENTERED && (!move->works || (!pending && asleep(move->tid)))) {
-        move->arrived = now();
+        store(&move->arrived, now());
         swap(&move->state, HU_MOVE_ENTERED, HU_MOVE_ARRIVED);
         return 1;
     }

@@ -47,6 +47,14 @@ _PROFILES = click.option(
     type=click.Path(path_type=Path),
     help="A file that says how threads leave loops that never return (docs/loops.md).",
 )
+_DEBUG_DIRS = click.option(
+    "--debug-dir",
+    "debug_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR|FILE.deb",
+    help="Where the debug information of stripped builds is: a folder, or a -dbgsym package.",
+)
 _IMPORTS = click.option("--imports", is_flag=True, help="Also rewrite the import slots of the other modules.")
 
 
@@ -127,6 +135,7 @@ def inspect(pid: int, as_json: bool) -> None:
 @_WHOLE
 @_TRUST
 @_PROFILES
+@_DEBUG_DIRS
 @click.option("--explain", is_flag=True, help="Also say what the verdict rests on, and what it cannot tell.")
 @_JSON
 def check(
@@ -136,6 +145,7 @@ def check(
     whole: bool,
     trust_layout: bool,
     profiles: tuple[Path, ...],
+    debug_dirs: tuple[Path, ...],
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -148,7 +158,7 @@ def check(
         from hotupgrade.upgrade.perform import check as judge
 
         plan = PlanOptions(whole=whole, trust_layout=trust_layout)
-        settings = Settings(plan=plan, explain=explain, profiles=profiles)
+        settings = Settings(plan=plan, explain=explain, profiles=profiles, debug_dirs=debug_dirs)
         return judge(pid, new, _named(modules, new), settings, default_cache())
 
     _run("check", as_json, work)
@@ -163,6 +173,7 @@ def check(
 @_IMPORTS
 @_TRUST
 @_PROFILES
+@_DEBUG_DIRS
 @_TIMEOUT
 @click.option("--measure-empty", is_flag=True, help="Make a stop without edits first, to compare with.")
 @_JSON
@@ -175,6 +186,7 @@ def upgrade(
     imports: bool,
     trust_layout: bool,
     profiles: tuple[Path, ...],
+    debug_dirs: tuple[Path, ...],
     timeout: float,
     measure_empty: bool,
     as_json: bool,
@@ -188,7 +200,7 @@ def upgrade(
         from hotupgrade.upgrade.perform import upgrade as perform
 
         plan = PlanOptions(whole=whole, imports=imports, trust_layout=trust_layout)
-        settings = Settings(plan, timeout, dry_run, measure_empty, profiles=profiles)
+        settings = Settings(plan, timeout, dry_run, measure_empty, profiles=profiles, debug_dirs=debug_dirs)
         return perform(pid, new, _named(modules, new), settings, default_cache())
 
     _run("upgrade", as_json, work)

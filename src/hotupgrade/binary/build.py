@@ -17,7 +17,7 @@ from hotupgrade.binary.code import CodeFacts, FactsStore, JumpTable
 from hotupgrade.binary.debug.mentions import Spoken, read_mentions
 from hotupgrade.binary.debug.model import Debug
 from hotupgrade.binary.debug.read import read_debug
-from hotupgrade.binary.debug.sections import USED_SECTIONS
+from hotupgrade.binary.debug.sections import Supplement, debug_sections
 from hotupgrade.binary.elf import (
     DF_1_NOW,
     DF_1_PIE,
@@ -41,8 +41,9 @@ from hotupgrade.binary.relocations import (
     read_plt,
     read_slots,
 )
+from hotupgrade.binary.separate.find import NOWHERE, Search, find_separate
 from hotupgrade.binary.spans import SpanMap, span_map
-from hotupgrade.binary.symbols import dynamic_strings, read_dynamic_symbols, read_symbols
+from hotupgrade.binary.symbols import dynamic_strings, read_dynamic_symbols, read_symbols, refuse_stripped
 from hotupgrade.files import read_regular
 
 __all__ = ["Build", "JumpTable"]
@@ -64,7 +65,7 @@ class Build:
     Two builds are equal only if they are the same object; compare ``build_id`` for more.
     """
 
-    def __init__(self, data: bytes, label: str, path: Path | None = None) -> None:
+    def __init__(self, data: bytes, label: str, path: Path | None = None, search: Search = NOWHERE) -> None:
         elf = ElfFile(data, label)
         self._elf = elf
         self.path = path
@@ -86,14 +87,17 @@ class Build:
         self.dynamic_relocations = read_dynamic_relocations(elf, len(self.dynamic_symbols))
         self.needed = self._dynamic_strings(Dt.NEEDED)
         self.soname = "".join(self._dynamic_strings(Dt.SONAME)[:1])
-        self.init = self._optional(Dt.INIT)
         # A library may have an interpreter too, to be run for what it then says (libc.so.6); it has a SONAME.
         pie = bool(elf.tag(Dt.FLAGS_1, 0) & DF_1_PIE)
         self.executable = pie or (elf.has_interpreter and not self.soname)
+        self.init = self._optional(Dt.INIT)
         self.fini = self._optional(Dt.FINI)
         self.init_array = self._functions(Dt.INIT_ARRAY, Dt.INIT_ARRAYSZ)  # in the order in which they run
         self.fini_array = self._functions(Dt.FINI_ARRAY, Dt.FINI_ARRAYSZ)
-        symbols = read_symbols(elf, self.dynamic_symbols)
+        self.separate = find_separate(elf, self.dynamic_symbols, path, search)  # whatever of this lies elsewhere
+        if self.separate.symbols is None:
+            refuse_stripped(elf, self.separate.absent, self.separate.problems)
+        symbols = read_symbols(elf, self.dynamic_symbols, self.separate.symbols)
         self.entities = symbols.entities
         self.by_name = symbols.by_name  # global names -> row ("foo" for foo@@V, "foo@V" for another version)
         self.marks = symbols.marks  # vaddr -> names that the linker invented there (__TMC_END__, _edata, ...)
@@ -112,9 +116,12 @@ class Build:
         self.debug_store: DebugStore | None = None  # where an earlier run may have left what the debug information says
 
     @classmethod
-    def open(cls, path: Path | str) -> Build:
-        """Reads a file, whole, through one descriptor: what happens to the path afterwards does not matter."""
-        return cls(read_regular(path), os.fspath(path), Path(path))
+    def open(cls, path: Path | str, search: Search = NOWHERE) -> Build:
+        """Reads a file, whole, through one descriptor: what happens to the path afterwards does not matter.
+
+        ``search``: where else its symbols and its debug information may be.
+        """
+        return cls(read_regular(path), os.fspath(path), Path(path), search)
 
     @classmethod
     def from_bytes(cls, data: bytes, label: str) -> Build:
@@ -214,9 +221,10 @@ class Build:
         names = (self.entities.aliases, self.entities.files, sorted(self.by_name), sorted(self.sections.items()))
         digest.update(repr(names).encode())
         digest.update(b"records" if self.has_relocation_records else b"")
-        for name in USED_SECTIONS:
-            if (section := self.sections.get(name)) and section.type != SectionType.NOBITS:
-                digest.update(memoryview(self.data)[section.file_offset : section.file_offset + section.size])
+        for file in (self.separate.types, self.separate.supplement):
+            if file is not None:
+                for section in debug_sections(file.sections):
+                    digest.update(memoryview(file.data)[section.file_offset : section.file_offset + section.size])
         return f"{self.build_id}-{digest.hexdigest()}"
 
     # Lazy: what the debug information says
@@ -224,18 +232,29 @@ class Build:
     @cached_property
     def debug(self) -> Debug:
         """Types, variables, prototypes.  The one place to ask: where they were read from is decided here."""
+        file = self.separate.types
+        if file is None:
+            return Debug(missing=self.separate.absent)
         found = None if self.debug_store is None else self.debug_store.load(self)
         if found is None:
-            found = read_debug(self.data, self.sections)
+            found = read_debug(file.data, file.sections, self._supplement)
+            if found.missing and self.separate.absent:
+                return Debug(missing=self.separate.absent)  # may be there the next time
             if self.debug_store is not None:
                 self.debug_store.save(self, found)
         return found
 
+    @property
+    def _supplement(self) -> Supplement | None:
+        file = self.separate.supplement
+        return None if file is None else (file.data, file.sections)
+
     def spoken_of(self, names: Collection[str]) -> Spoken | None:
         """Where the debug information speaks of these types; reads it again (None: it cannot be read)."""
-        asked = frozenset(names)
+        asked, file = frozenset(names), self.separate.types
         if asked not in self._spoken:
-            self._spoken[asked] = read_mentions(self.data, self.sections, asked)
+            found = None if file is None else read_mentions(file.data, file.sections, asked, self._supplement)
+            self._spoken[asked] = found
         return self._spoken[asked]
 
     @property

@@ -25,6 +25,7 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.code import CodeFacts, JumpTable
 from hotupgrade.binary.debug.model import Debug, checked
 from hotupgrade.binary.model import Form, References, TargetKind
+from hotupgrade.binary.separate.find import NOWHERE, Search
 
 FORMAT = 6  # raise it whenever the meaning of an entry or the way to find its contents changes
 MAGIC = b"hotupgrade cache\0"
@@ -192,9 +193,12 @@ def cache_key(kind: str, *builds: Build) -> str:
     return "/".join([kind, str(FORMAT), hotupgrade.__version__, *(build.fingerprint for build in builds)])
 
 
-def load_build(data: bytes, label: str, cache: Cache) -> Build:
-    """A build whose code is disassembled only if no earlier run did it."""
-    build = Build.from_bytes(data, label)
+def load_build(data: bytes, label: str, cache: Cache, path: Path | None = None, search: Search = NOWHERE) -> Build:
+    """A build whose code is disassembled only if no earlier run did it.
+
+    ``path`` is the file that the contents are of; beside it, and where ``search`` says, its debug information may lie.
+    """
+    build = Build(data, label, path, search)
     build.facts_store = _Store(cache)
     build.debug_store = _DebugStore(cache)
     return build
@@ -207,7 +211,9 @@ def read_ahead(builds: Sequence[Build], cache: Cache) -> None:
     the build is read when it is asked for.
     """
     distinct = {build.fingerprint: build for build in builds}.values()
-    unread = [build for build in distinct if not cache.has(cache_key("debug", build))]
+    unread = [
+        build for build in distinct if not cache.has(cache_key("debug" if build.separate.types else "code", build))
+    ]
     width = len(os.sched_getaffinity(0))
     if cache.directory is None or len(unread) < 2 or width < 2:
         return

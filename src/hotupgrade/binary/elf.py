@@ -173,7 +173,7 @@ class ElfTables:
         self.label = label
         self._header = self._file_header()
         self._require_kind(int(self._header["type"]))
-        self._programs = self._program_headers(self._header)
+        self.programs = self._program_headers(self._header)
         self.section_table = self._section_headers(self._header)
         self.sections = self._named_sections()
 
@@ -279,7 +279,7 @@ class ElfTables:
 
     def build_id(self) -> str | None:
         room = MAX_NOTES
-        for row in self._programs[self._programs["type"] == ProgramType.NOTE]:
+        for row in self.programs[self.programs["type"] == ProgramType.NOTE]:
             start, size = int(row["offset"]), int(row["filesz"])
             if start + size > len(self.data):
                 self.truncated("a note")
@@ -303,7 +303,7 @@ class ElfFile(ElfTables):
         self.tls = self._tls_segment()
         self.relro = self._relro_range()
         self.dynamic = self._dynamic_table()
-        self.has_interpreter = bool((self._programs["type"] == ProgramType.INTERP).any())
+        self.has_interpreter = bool((self.programs["type"] == ProgramType.INTERP).any())
         self._refuse_static()
 
     # Bounded access
@@ -375,7 +375,7 @@ class ElfFile(ElfTables):
         )
 
     def _load_segments(self) -> tuple[Segment, ...]:
-        rows = self._programs[self._programs["type"] == ProgramType.LOAD]
+        rows = self.programs[self.programs["type"] == ProgramType.LOAD]
         segments = tuple(self._segment(row, "a segment") for row in rows)
         if not segments:
             self.corrupt("there is no loadable segment")
@@ -409,7 +409,7 @@ class ElfFile(ElfTables):
         return image
 
     def _tls_segment(self) -> Segment | None:
-        rows = self._programs[self._programs["type"] == ProgramType.TLS]
+        rows = self.programs[self.programs["type"] == ProgramType.TLS]
         if not len(rows):
             return None
         segment = self._segment(rows[0], "the thread-local segment")
@@ -419,7 +419,7 @@ class ElfFile(ElfTables):
 
     def _relro_range(self) -> tuple[int, int] | None:
         """What the loader protects: whole pages only at the high end."""
-        rows = self._programs[self._programs["type"] == ProgramType.GNU_RELRO]
+        rows = self.programs[self.programs["type"] == ProgramType.GNU_RELRO]
         if not len(rows):
             return None
         low = int(rows[0]["vaddr"])
@@ -429,7 +429,7 @@ class ElfFile(ElfTables):
         return (low, high) if low < high else None
 
     def _dynamic_table(self) -> Mapping[int, tuple[int, ...]]:
-        rows = self._programs[self._programs["type"] == ProgramType.DYNAMIC]
+        rows = self.programs[self.programs["type"] == ProgramType.DYNAMIC]
         if not len(rows):
             self._refuse_as_static()
         size = int(rows[0]["filesz"]) // DYNAMIC_ENTRY.itemsize * DYNAMIC_ENTRY.itemsize

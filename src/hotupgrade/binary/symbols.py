@@ -7,12 +7,25 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from hotupgrade.binary.elf import SHF_ALLOC, SHF_EXECINSTR, SHF_TLS, SHF_WRITE, SYMBOL, Dt, ElfFile, SectionType, Table
+from hotupgrade.binary.elf import (
+    SHF_ALLOC,
+    SHF_EXECINSTR,
+    SHF_TLS,
+    SHF_WRITE,
+    SYMBOL,
+    Dt,
+    ElfFile,
+    ElfTables,
+    SectionType,
+    Table,
+)
 from hotupgrade.binary.model import I32, U8, U64, DynamicSymbol, Entities, Flags, Kind
+from hotupgrade.errors import Reason, Refused
 
 
 class SymbolType(enum.IntEnum):
@@ -87,6 +100,15 @@ def plain_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class RawSymbols:
+    """The rows of a .symtab, and their names.  ``shndx`` numbers the sections of the module that they are about."""
+
+    file: ElfTables  # where they lie: of that it is said when they cannot be right
+    table: Table  # SYMBOL
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Symbols:
     """Columns of .symtab."""
 
@@ -98,14 +120,18 @@ class _Symbols:
     kinds: U8  # Kind; 0 for what is no entity
 
 
-def read_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol]) -> SymbolTable:
-    """The named things of a build.  Raises Refused when the file has been stripped of them."""
-    symbols = _columns(elf)
+def read_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol], raw: RawSymbols) -> SymbolTable:
+    """The named things of a build, from its own symbol table or from one that lies elsewhere.
+
+    Raises:
+        Refused: there is no function among them, or they cannot be those of this build.
+    """
+    symbols = _columns(elf, raw)
     table, kinds = symbols.table, symbols.kinds
     chosen = np.flatnonzero(kinds)
     if not (kinds == Kind.FUNCTION).any():
-        _refuse_stripped(elf)
-    _check_bounds(elf, table, kinds, chosen)
+        refuse_stripped(elf)
+    _check_bounds(elf, raw.file, table, kinds, chosen)
     is_tls = kinds[chosen] == Kind.TLS
     order = chosen[np.lexsort((kinds[chosen], table["value"][chosen], is_tls))]
     entities, by_name = _rows(symbols, order, dynamic_symbols)
@@ -113,42 +139,45 @@ def read_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol]) -> Symb
     stored = np.isin(entities.kind, (Kind.FUNCTION, Kind.CONSTANT, Kind.RELRO))
     room = 4 * (elf.span + (elf.tls.memory_size if elf.tls else 0))
     if int(entities.size[stored].sum()) > 4 * len(elf.data) or int(entities.size[~stored].sum()) > room:
-        elf.corrupt("symbols overlap beyond reason")
+        raw.file.corrupt("symbols overlap beyond reason")
     marks = _marks(table, symbols.names, symbols.types)
     return SymbolTable(entities, by_name, marks, _extents(elf, entities))
 
 
-def _columns(elf: ElfFile) -> _Symbols:
-    table, names = _symtab(elf)
+def _columns(elf: ElfFile, raw: RawSymbols) -> _Symbols:
+    table, names = raw.table, raw.names
     info = table["info"].astype(np.uint8)
     types = info & np.uint8(15)
-    kinds = _kinds(elf, table, types)
+    kinds = _kinds(elf, raw.file, table, types)
     # Labels of the assembler (.LC0) stay in the table under --emit-relocs; what they name has no name.
     kinds[[name in LINKER_NAMES or name.startswith(".L") for name in names]] = 0
     _drop_untyped_duplicates(table, types, kinds)
     return _Symbols(table, names, types, info >> np.uint8(4), _files(types, names), kinds)
 
 
-def _refuse_stripped(elf: ElfFile) -> None:
-    elf.refuse(
-        "no-symbols",
-        "the file has no symbol table (.symtab), so nothing in it can be matched; use a build that is not stripped",
+def refuse_stripped(elf: ElfTables, absent: str = "", problems: Sequence[Reason] = ()) -> NoReturn:
+    """``absent`` says where symbols were looked for, ``problems`` what was found there and is of no use."""
+    what = absent or "the file has no symbol table (.symtab)"
+    text = (
+        f"{elf.label}: {what}; so nothing in it can be matched: use a build that is not stripped, or bring its symbols"
     )
+    raise Refused(*problems, Reason("no-symbols", elf.label, text))
 
 
-def _symtab(elf: ElfFile) -> tuple[Table, tuple[str, ...]]:
-    headers = elf.section_table.headers
+def read_symbol_table(file: ElfTables) -> RawSymbols | None:
+    """The .symtab of a file, its rows numbering that file's own sections; None if it has none."""
+    headers = file.section_table.headers
     found = np.flatnonzero(headers["type"] == SectionType.SYMTAB)
     if not len(found):
-        _refuse_stripped(elf)
+        return None
     header = headers[found[0]]
     link = int(header["link"])
     if link >= len(headers) or headers[link]["type"] != SectionType.STRTAB:
-        elf.corrupt("the symbol table has no string table")
+        file.corrupt("the symbol table has no string table")
     if header["entsize"] != SYMBOL.itemsize or header["size"] % SYMBOL.itemsize:
-        elf.corrupt("the symbol table has rows of an impossible size")
-    table = elf.table(SYMBOL, int(header["offset"]), int(header["size"]) // SYMBOL.itemsize, "the symbol table")
-    return table, elf.strings(elf.section_bytes(headers[link]), table["name"], "a symbol name")
+        file.corrupt("the symbol table has rows of an impossible size")
+    table = file.table(SYMBOL, int(header["offset"]), int(header["size"]) // SYMBOL.itemsize, "the symbol table")
+    return RawSymbols(file, table, file.strings(file.section_bytes(headers[link]), table["name"], "a symbol name"))
 
 
 def _files(types: U8, names: Sequence[str]) -> tuple[str, ...]:
@@ -159,13 +188,13 @@ def _files(types: U8, names: Sequence[str]) -> tuple[str, ...]:
     return tuple([table[i] for i in owner.tolist()])
 
 
-def _kinds(elf: ElfFile, table: Table, types: U8) -> U8:
+def _kinds(elf: ElfFile, file: ElfTables, table: Table, types: U8) -> U8:
     """Kind of each symbol; 0 for what is no entity."""
     headers = elf.section_table.headers
     index = table["shndx"]
     defined = (index != 0) & (index < FIRST_RESERVED_SECTION)
     if (index[defined] >= len(headers)).any():
-        elf.corrupt("a symbol names a section that does not exist")
+        file.corrupt("a symbol names a section that does not exist")
     usable = np.array(
         [
             bool(header["flags"] & SHF_ALLOC)
@@ -215,16 +244,16 @@ def _drop_untyped_duplicates(table: Table, types: U8, kinds: U8) -> None:
     kinds[untyped & np.isin(table["value"], table["value"][typed])] = 0
 
 
-def _check_bounds(elf: ElfFile, table: Table, kinds: U8, chosen: npt.NDArray[np.intp]) -> None:
+def _check_bounds(elf: ElfFile, file: ElfTables, table: Table, kinds: U8, chosen: npt.NDArray[np.intp]) -> None:
     values, sizes = table["value"][chosen], table["size"][chosen]
     is_tls = kinds[chosen] == Kind.TLS
     block = elf.tls.memory_size if elf.tls else 0
     limit = np.where(is_tls, block, elf.span).astype(np.uint64)
     if (values > limit).any() or (sizes > limit - np.minimum(values, limit)).any():
-        elf.corrupt("a symbol lies outside the segments")
+        file.corrupt("a symbol lies outside the segments")
     code = kinds[chosen] == Kind.FUNCTION
     if (sizes[code].astype(np.int64) > _stored(elf, values[code].astype(np.int64))).any():
-        elf.corrupt("a function lies outside what the file holds")
+        file.corrupt("a function lies outside what the file holds")
 
 
 def _stored(elf: ElfFile, vaddrs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -320,7 +349,7 @@ def read_dynamic_symbols(elf: ElfFile) -> tuple[DynamicSymbol, ...]:
     found = np.flatnonzero(headers["type"] == SectionType.DYNSYM)
     if not len(found) or Dt.SYMTAB not in elf.dynamic:
         if Dt.SYMTAB in elf.dynamic and not len(headers):
-            _refuse_stripped(elf)
+            refuse_stripped(elf)
         return ()
     header = headers[found[0]]
     if int(header["addr"]) != elf.tag(Dt.SYMTAB, 0):

@@ -81,6 +81,7 @@ def _missing(case: Case) -> Iterator[Reason]:
                 " build with -g, or say --trust-layout if you know that they are"
             )
             yield Reason("no-debug-information", build.label, text)
+            yield from build.separate.problems
 
 
 def _holes(case: Case) -> Iterator[Reason]:

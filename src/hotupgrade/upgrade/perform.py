@@ -14,6 +14,7 @@ import msgspec
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache
 from hotupgrade.binary.model import Kind
+from hotupgrade.binary.separate.find import Search
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason, Refused
 from hotupgrade.plan.loops.profile import LoopProfile, builtin_profiles, read_profiles
 from hotupgrade.plan.make import footprint, make_plan, new_thread_locals, reach
@@ -29,6 +30,7 @@ from hotupgrade.target.scratch import Scratch
 from hotupgrade.upgrade import describe, documents, journal, source
 from hotupgrade.upgrade.afterwards import afterwards
 from hotupgrade.upgrade.commit import Change, Commit, elapsed_us, scratch_size, unwinder_of
+from hotupgrade.upgrade.debug_sources import debug_search
 from hotupgrade.upgrade.documents import Document
 from hotupgrade.upgrade.hooks import HookRunner
 from hotupgrade.upgrade.ledger import (
@@ -65,16 +67,21 @@ class Settings:
     measure_empty: bool = False
     explain: bool = False
     profiles: tuple[Path, ...] = ()  # of loops, beside those that come with the package
+    debug_dirs: tuple[Path, ...] = ()  # folders and packages with the debug information of stripped builds
 
     def loops(self) -> list[LoopProfile]:
         """Raises Refused: a profile cannot be used."""
         return read_profiles([*self.profiles, *builtin_profiles()])
 
+    def search(self) -> Search:
+        """Raises Refused: a folder or package with debug information cannot be used."""
+        return debug_search(self.debug_dirs)
+
 
 def check(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: Settings, cache: Cache) -> Document:
     """The verdict on new builds, as a document.  Touches nothing."""
     with Session(pid, exclusive=False) as session:
-        candidates = examine(session, files, named, settings.plan, cache, settings.loops())
+        candidates = examine(session, files, named, settings.plan, cache, settings.loops(), settings.search())
         document = documents.head("check", pid, session.process.name)
         document["generation"] = session.ledger.generation
         if settings.explain:
@@ -121,7 +128,7 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
     """
     begin = time.monotonic()
     with Session(pid, exclusive=not settings.dry_run) as session:
-        candidates = examine(session, files, named, settings.plan, cache, settings.loops())
+        candidates = examine(session, files, named, settings.plan, cache, settings.loops(), settings.search())
         document = documents.head("upgrade", pid, session.process.name)
         document["generation"] = session.ledger.generation
         _judged(document, session, candidates)

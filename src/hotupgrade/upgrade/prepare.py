@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, read_ahead
+from hotupgrade.binary.separate.find import NOWHERE, Search
 from hotupgrade.errors import Reason, Refused
 from hotupgrade.plan.cache import compare_cached, concerns_cached
 from hotupgrade.plan.concerns import Concern
@@ -98,14 +99,16 @@ def _no_such_module(modules: Sequence[Module], build: Build, path: str, wanted: 
     return Reason("no-such-module", path, text)
 
 
-def images_of(module: Module, record: ModuleRecord | None, cache: Cache) -> tuple[list[Image], int]:
+def images_of(
+    module: Module, record: ModuleRecord | None, cache: Cache, search: Search = NOWHERE
+) -> tuple[list[Image], int]:
     """All builds of a module that the process holds, and which of them is in force."""
-    images = [Image(open_loaded(module, cache), module.base)]
+    images = [Image(open_loaded(module, cache, search), module.base)]
     if record is None:
         return images, 0
     images.extend(
         Image(
-            open_earlier(item.build_id, item.path, cache),
+            open_earlier(item.build_id, item.path, cache, search),
             item.base,
             None if item.placed is None else frozenset(item.placed),
             frozenset(item.owned),
@@ -123,19 +126,22 @@ def examine(
     options: PlanOptions,
     cache: Cache,
     profiles: Sequence[LoopProfile] = (),
+    search: Search = NOWHERE,
 ) -> list[Candidate]:
-    """Open and compare all new builds and give the verdict on each.  ``profiles``: of loops that never return.
+    """Open and compare all new builds and give the verdict on each.
+
+    ``profiles``: of loops that never return.  ``search``: for the debug information of stripped builds.
 
     Raises:
         Refused: a file cannot be used at all, or matches no module.
     """
     candidates: list[Candidate] = []
     for name, path in [*((None, path) for path in files), *named.items()]:
-        build = open_new(path, cache)
+        build = open_new(path, cache, search)
         module = find_module(session.modules, build, str(path), name)
         if any(c.module is module for c in candidates):
             raise Refused(Reason("twice", str(path), f"{path}: {module.name} is named twice"))
-        images, current = images_of(module, session.ledger.module(module.name, module.base), cache)
+        images, current = images_of(module, session.ledger.module(module.name, module.base), cache, search)
         candidates.append(Candidate(module, build, str(path), images, current, []))
     read_ahead([build for c in candidates for build in (c.new, *(image.build for image in c.images))], cache)
     for candidate in candidates:

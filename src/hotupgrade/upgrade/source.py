@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, load_build
+from hotupgrade.binary.separate.find import NOWHERE, Search
 from hotupgrade.errors import NotNow, Reason, Refused
 from hotupgrade.files import read_regular
 from hotupgrade.target.modules import Module
@@ -16,22 +17,23 @@ from hotupgrade.upgrade.ledger import BUILD_ID
 from hotupgrade.upgrade.trust import own_folder, require_trusted
 
 
-def open_new(path: Path, cache: Cache) -> Build:
-    """A new build from a file that only its owner, or root, can have written.
+def open_new(path: Path, cache: Cache, search: Search = NOWHERE) -> Build:
+    """A new build from a file that only its owner, or root, can have written; ``search``: for its debug information.
 
     Raises:
         Refused: the file cannot be read, is no build that can be used, or others may write it or put another in its
         place.
     """
-    return load_build(read_regular(path, partial(require_trusted, path)), str(path), cache)
+    data = read_regular(path, partial(require_trusted, path))
+    return load_build(data, str(path), cache, path.absolute(), search)
 
 
-def open_loaded(module: Module, cache: Cache) -> Build:
+def open_loaded(module: Module, cache: Cache, search: Search = NOWHERE) -> Build:
     """The build of the loader's own image, from the very file that is mapped."""
-    return load_build(module.contents(), module.path, cache)
+    return load_build(module.contents(), module.path, cache, Path(module.path), search)
 
 
-def open_earlier(build_id: str, path: str, cache: Cache) -> Build:
+def open_earlier(build_id: str, path: str, cache: Cache, search: Search = NOWHERE) -> Build:
     """A build that an earlier upgrade brought into the process.
 
     Raises:
@@ -40,7 +42,8 @@ def open_earlier(build_id: str, path: str, cache: Cache) -> Build:
     # What the ledger says comes from another process: its paths are looked at, not believed.
     for candidate in (store_path(build_id), Path(path)):
         try:
-            build = load_build(read_regular(candidate, partial(require_trusted, candidate)), path, cache)
+            data = read_regular(candidate, partial(require_trusted, candidate))
+            build = load_build(data, path, cache, Path(path), search)
         except Refused:
             continue
         if build.build_id == build_id:

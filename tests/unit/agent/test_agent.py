@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -41,3 +42,13 @@ def test_whole_stops(tmp_path: Path, sanitizer: str) -> None:
     """Threads that arrive together, late, never or too many; failing system calls; a tool that gives up at any time."""
     said = run(tmp_path, "protocol", sanitizer, str(ROUNDS[sanitizer]))
     assert said.startswith("sound")
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_threads_that_are_led_out_of_loops(tmp_path: Path, sanitizer: str) -> None:
+    """Each step by itself; then threads that leave at once, too late by a little, never, or for good."""
+    said = run(tmp_path, "moves", sanitizer, str(16 * ROUNDS[sanitizer]))
+    assert said.startswith("sound")
+    came, stayed = (int(word) for word in re.findall(r"\d+", said))
+    assert came > 10
+    assert stayed > 10

@@ -55,8 +55,11 @@ _OFFSETS = frozenset(
 )
 _NUMBERS = frozenset((Form.UDATA, Form.REF_UDATA, Form.STRX, Form.ADDRX, Form.LOCLISTX, Form.RNGLISTX))
 _BLOCKS = {Form.BLOCK1: 1, Form.BLOCK2: 2, Form.BLOCK4: 4, Form.BLOCK: 0, Form.EXPRLOC: 0}
-_ACROSS = frozenset((Form.REF_ADDR, Form.REF_SIG8))
-_SUPPLEMENT = frozenset((Form.GNU_REF_ALT, Form.GNU_STRP_ALT, Form.STRP_SUP, Form.REF_SUP4, Form.REF_SUP8))
+# In another file: what "dwz -m" and DWARF 5 (7.3.6) call a supplementary one.
+SUPPLEMENT_REFERENCES = frozenset((Form.GNU_REF_ALT, Form.REF_SUP4, Form.REF_SUP8))
+SUPPLEMENT_STRINGS = frozenset((Form.GNU_STRP_ALT, Form.STRP_SUP))
+_SUPPLEMENT = SUPPLEMENT_REFERENCES | SUPPLEMENT_STRINGS
+_ACROSS = SUPPLEMENT_REFERENCES | {Form.REF_ADDR, Form.REF_SIG8}
 _MOST_BITS = 70  # of a LEB128 number: ten groups of seven
 
 
@@ -148,7 +151,7 @@ class Abbreviation:
     def require_own(self) -> None:
         """Refuses what lies in a supplementary file."""
         if _SUPPLEMENT & set(self.forms.values()):
-            raise Unusable("part of its debug information is in a supplementary file (dwz -m), which is not read")
+            raise Unusable("part of its debug information is in a supplementary file (dwz -m), which was not found")
 
     def decode(self, data: bytes, at: int) -> tuple[Values, int]:
         """The wanted values, and where the entry ends."""
@@ -194,10 +197,11 @@ def _variable(data: bytes, at: int, form: int) -> tuple[Any, int]:
 
 
 class Tables:
-    """All tables of abbreviations, each read once."""
+    """All tables of abbreviations, each read once.  ``alone``: there is no supplementary file that they may name."""
 
-    def __init__(self, data: bytes, more_tags: Collection[int] = ()) -> None:
+    def __init__(self, data: bytes, more_tags: Collection[int] = (), *, alone: bool = True) -> None:
         self._data = data
+        self._alone = alone
         self._wanted = WANTED_TAGS.union(more_tags)
         self._known: dict[tuple[int, int], dict[int, Abbreviation]] = {}
         self._shapes: dict[tuple[int, bool, tuple[tuple[int, int, int], ...], int], Abbreviation] = {}
@@ -224,7 +228,8 @@ class Tables:
             shape = tag, children, attributes, offset_size
             if shape not in self._shapes:  # every unit has a table of its own, with much the same in it
                 self._shapes[shape] = Abbreviation(*shape, wanted=tag in self._wanted)
-                self._shapes[shape].require_own()
+                if self._alone:
+                    self._shapes[shape].require_own()
             table[code] = self._shapes[shape]
 
     def _attributes(self, at: int) -> tuple[tuple[tuple[int, int, int], ...], int]:

@@ -32,6 +32,7 @@ class Tag:
     NAMESPACE = 0x39
     UNSPECIFIED_TYPE = 0x3B
     PARTIAL_UNIT = 0x3C
+    IMPORTED_UNIT = 0x3D
     TYPE_UNIT = 0x41
     RVALUE_REFERENCE = 0x42
     ATOMIC = 0x47
@@ -47,6 +48,7 @@ class At:
     BIT_SIZE = 0x0D
     LOW_PC = 0x11
     HIGH_PC = 0x12
+    IMPORT = 0x18
     COMP_DIR = 0x1B
     CONST_VALUE = 0x1C
     INLINE = 0x20

@@ -13,7 +13,7 @@ from hotupgrade.binary.debug.constants import At, Tag
 from hotupgrade.binary.debug.describe import function_name, name_of, origin, type_of
 from hotupgrade.binary.debug.model import SHORTENED, names_in
 from hotupgrade.binary.debug.read import STUMBLES, function_around, static_place
-from hotupgrade.binary.debug.sections import Sections, Unusable
+from hotupgrade.binary.debug.sections import Sections, Supplement, Unusable
 from hotupgrade.binary.debug.units import Entry, Units
 from hotupgrade.binary.model import Section
 
@@ -39,10 +39,13 @@ class Spoken:
     inlined: Mapping[str, set[str]]
 
 
-def read_mentions(data: bytes, sections: Mapping[str, Section], names: Collection[str]) -> Spoken | None:
+def read_mentions(
+    data: bytes, sections: Mapping[str, Section], names: Collection[str], supplement: Supplement | None = None
+) -> Spoken | None:
     """None: it cannot be read."""
     try:
-        return _read(Units(Sections(data, sections), {Tag.INLINED_SUBROUTINE}), names)
+        shared = None if supplement is None else Sections(*supplement)
+        return _read(Units(Sections(data, sections), {Tag.INLINED_SUBROUTINE}, shared), names)
     except (Unusable, *STUMBLES):
         return None
 

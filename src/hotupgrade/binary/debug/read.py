@@ -21,7 +21,7 @@ from hotupgrade.binary.debug.describe import (
 )
 from hotupgrade.binary.debug.model import Debug, Definition, Variable, names_in
 from hotupgrade.binary.debug.ranges import merged, ranges_of
-from hotupgrade.binary.debug.sections import Corrupt, Sections, Unusable
+from hotupgrade.binary.debug.sections import Corrupt, Sections, Supplement, Unusable
 from hotupgrade.binary.debug.units import Entry, Units
 from hotupgrade.binary.model import Section
 
@@ -30,16 +30,20 @@ STUMBLES = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowE
 _LOOKED_AT = frozenset(
     (Tag.VARIABLE, Tag.SUBPROGRAM, Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION, Tag.TYPEDEF)
 )
+_TOP = (Tag.COMPILE_UNIT, Tag.PARTIAL_UNIT)
 _TLS_OPERATIONS = (Op.FORM_TLS_ADDRESS, Op.GNU_PUSH_TLS_ADDRESS)
 
 
-def read_debug(data: bytes, sections: Mapping[str, Section]) -> Debug:
-    """Never raises for what the file says: what cannot be used is as if it were not there, and ``missing`` says why."""
+def read_debug(data: bytes, sections: Mapping[str, Section], supplement: Supplement | None = None) -> Debug:
+    """What a file says, and its supplementary file.
+
+    Never raises for what they say: what cannot be used is as if it were not there, and ``missing`` says why.
+    """
     try:
         contents = Sections(data, sections)
         if not contents.info:
             return Debug(missing="it has no debug information")
-        return _Reader(Units(contents)).read()
+        return _Reader(Units(contents, (), None if supplement is None else Sections(*supplement))).read()
     except Unusable as error:
         return Debug(missing=str(error))
     except STUMBLES as error:
@@ -63,11 +67,12 @@ class _Reader:
         for unit in self._units:
             atomics &= unit.version >= 5
             covered += ranges_of(unit)
-            file = _file(unit.root)
-            number = self._files.setdefault(file, len(self._files))
+            files = dict.fromkeys(_file(importer.root) for importer in self._units.importers(unit))
+            numbers = [self._files.setdefault(file, len(self._files)) for file in files]
             for entry in unit.load().values():
                 if entry.tag in _LOOKED_AT:
-                    self._add(entry, file, number)
+                    for file, number in zip(files, numbers, strict=True):
+                        self._add(entry, file, number)
         return Debug(
             atomics=atomics,
             covered=merged(covered),
@@ -134,7 +139,7 @@ class _Reader:
             whole = source if At.ABSTRACT_ORIGIN in entry.values else entry
             text = prototype(whole) if At.TYPE in whole.values or whole is source else _with_result(whole, source)
             self._functions[name, "" if external else file][text] = None
-        elif At.DECLARATION in entry.values and entry.parent is not None and entry.parent.tag == Tag.COMPILE_UNIT:
+        elif At.DECLARATION in entry.values and entry.parent is not None and entry.parent.tag in _TOP:
             self._imports[name][prototype(entry)] = None
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 import time
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from hotupgrade.binary.model import Section
+from hotupgrade.binary.separate.unpack import UnpackError, unpack_zlib, unpack_zstd
 
 MAX_SECTIONS_SIZE = 1 << 29  # bytes, all debug sections together, unpacked
 MAX_SECONDS = 60.0
@@ -24,9 +24,29 @@ USED_SECTIONS = (
     ".debug_rnglists",
 )
 
+
+def old_name(name: str) -> str:
+    """What a section is called when it is packed in the old way."""
+    return f".z{name[1:]}"
+
+
+def debug_sections(sections: Mapping[str, Section]) -> Iterator[Section]:
+    """Those that are read, and have contents."""
+    for name in USED_SECTIONS:
+        for known in (name, old_name(name)):
+            if (section := sections.get(known)) and section.type != _NOBITS:
+                yield section
+
+
 SHF_COMPRESSED = 0x800
 _NOBITS = 8
-_ZLIB = 1
+_UNPACKERS = {1: unpack_zlib, 2: unpack_zstd}  # ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD
+
+_OLD_MAGIC = b"ZLIB"  # of a section .zdebug_…, before sections could say that they are packed
+
+
+#: Contents and sections of a file that others share debug information in.
+Supplement = tuple[bytes, Mapping[str, Section]]
 
 
 class Unusable(Exception):
@@ -61,28 +81,37 @@ class Sections:
     def _contents(self, name: str) -> bytes:
         section = self._sections.get(name)
         if section is None or section.type == _NOBITS:
-            return b""
+            return self._old_contents(name)
         content = self._data[section.file_offset : section.file_offset + section.size]
         if section.flags & SHF_COMPRESSED:
             return self._unpacked(content)
         self._take(len(content))
         return content
 
+    def _old_contents(self, name: str) -> bytes:
+        """Of a section that was packed as binutils did until 2.26: "ZLIB", the size (8 bytes, big-endian)."""
+        section = self._sections.get(old_name(name))
+        if section is None or section.type == _NOBITS:
+            return b""
+        content = self._data[section.file_offset : section.file_offset + section.size]
+        if not content.startswith(_OLD_MAGIC) or len(content) < 12:
+            raise Corrupt("a packed section without a header")
+        return self._unpack(unpack_zlib, content[12:], int.from_bytes(content[4:12], "big"))
+
     def _unpacked(self, content: bytes) -> bytes:
         if len(content) < 24:
             raise Corrupt("a packed section without a header")
         kind, _, size, _ = struct.unpack_from("<IIQQ", content)
-        if kind != _ZLIB:
-            raise Unusable("its debug information is packed in another way than by zlib; use objcopy to unpack it")
+        if kind not in _UNPACKERS:
+            raise Unusable("its debug information is packed in a way that is not known; use objcopy to unpack it")
+        return self._unpack(_UNPACKERS[kind], content[24:], size)
+
+    def _unpack(self, unpacker: Callable[[bytes, int], bytes], content: bytes, size: int) -> bytes:
         self._take(size)
         try:
-            # One byte more than it says, to see whether it lies.
-            found = zlib.decompressobj().decompress(content[24:], size + 1)
-        except zlib.error as error:
-            raise Corrupt("a section cannot be unpacked") from error
-        if len(found) != size:
-            raise Corrupt("a packed section has another size than it says")
-        return found
+            return unpacker(content, size)
+        except UnpackError as error:
+            raise Corrupt(str(error)) from error
 
     def _take(self, size: int) -> None:
         self._room -= size

@@ -6,7 +6,14 @@ import struct
 from bisect import bisect_right
 from collections.abc import Collection, Container, Iterator
 
-from hotupgrade.binary.debug.abbreviations import Abbreviation, Tables, Values, unsigned
+from hotupgrade.binary.debug.abbreviations import (
+    SUPPLEMENT_REFERENCES,
+    SUPPLEMENT_STRINGS,
+    Abbreviation,
+    Tables,
+    Values,
+    unsigned,
+)
 from hotupgrade.binary.debug.constants import At, Form, Tag, UnitType
 from hotupgrade.binary.debug.sections import Corrupt, Sections, Unusable
 
@@ -18,7 +25,7 @@ MAX_STRINGS = 1 << 28  # bytes of all strings
 _LENGTH_64 = 0xFFFFFFFF
 _LENGTH_RESERVED = 0xFFFFFFF0
 _OWN_REFERENCES = frozenset((Form.REF1, Form.REF2, Form.REF4, Form.REF8, Form.REF_UDATA))
-_OTHER_REFERENCES = frozenset((Form.REF_ADDR, Form.REF_SIG8))
+_OTHER_REFERENCES = SUPPLEMENT_REFERENCES | {Form.REF_ADDR, Form.REF_SIG8}
 _STRING_INDICES = frozenset((Form.STRX, Form.STRX1, Form.STRX2, Form.STRX3, Form.STRX4))
 _ADDRESS_INDICES = frozenset((Form.ADDRX, Form.ADDRX1, Form.ADDRX2, Form.ADDRX3, Form.ADDRX4))
 _TYPES = frozenset((Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION))
@@ -233,6 +240,8 @@ class Unit:
     def string(self, form: int, value: str | int) -> str:
         if isinstance(value, str):
             return value
+        if form in SUPPLEMENT_STRINGS:
+            return self.units.shared().string(value, in_line_table=False)
         if form in _STRING_INDICES:
             size = self.offset_size
             at = self._strings_base + value * size
@@ -264,14 +273,27 @@ def _name_by_typedef(entries: dict[int, Entry], forms: Container[int]) -> None:
                 target.alias = entry.name
 
 
-class Units:
-    """All units of a file; ``more_tags`` are those of entries that are passed over otherwise."""
+def _imports(unit: Unit) -> Iterator[Unit]:
+    for entry in unit.root.children:
+        if entry.tag == Tag.IMPORTED_UNIT:
+            target = entry.entry(At.IMPORT)
+            if target is not None:
+                yield target.unit
 
-    def __init__(self, sections: Sections, more_tags: Collection[int] = ()) -> None:
+
+class Units:
+    """All units of a file, and those of its supplementary file that they use.
+
+    ``more_tags`` are those of entries that are passed over otherwise.
+    """
+
+    def __init__(self, sections: Sections, more_tags: Collection[int] = (), supplement: Sections | None = None) -> None:
         self.sections = sections
-        self.tables = Tables(sections.abbreviations, more_tags)
+        self.supplement = None if supplement is None else Units(supplement, more_tags)
+        self.tables = Tables(sections.abbreviations, more_tags, alone=supplement is None)
         self.held = 0  # entries of the units that are loaded
         self.across = False  # whether entries name entries of other units
+        self._imports = False  # whether units import others
         self._texts: dict[tuple[bool, int], str] = {}
         self._text_room = MAX_STRINGS
         self._units = [*self._headers(sections.info), *self._headers(sections.types)]
@@ -279,18 +301,50 @@ class Units:
         self._starts = [unit.offset for unit in plain]
         self._plain = plain
         self._by_signature = {unit.signature: unit for unit in self._units if unit.signature}
+        self._importers: dict[Unit, list[Unit]] = {}
 
     def __iter__(self) -> Iterator[Unit]:
         """Each unit, loaded; it is let go afterwards unless another unit may lead back to it."""
         for unit in self._units if self.across else ():
             self.sections.check_time()
             _name_by_typedef(unit.load(), _OTHER_REFERENCES)
-        for unit in self._units:
+        self._importers = self._find_importers() if self._imports else {}
+        for unit in [*self._units, *self._used_of_supplement()]:
             self.sections.check_time()
             unit.load()
             yield unit
             if not self.across:
                 unit.release()
+
+    # Units that others import
+
+    def importers(self, unit: Unit) -> list[Unit]:
+        """The units of source files that a unit is part of: itself, but for one that was made of what several share."""
+        return self._importers.get(unit, [unit])
+
+    def _find_importers(self) -> dict[Unit, list[Unit]]:
+        found: dict[Unit, list[Unit]] = {}
+        for unit in self._units:
+            if unit.root.tag == Tag.PARTIAL_UNIT:
+                continue
+            seen, work = {unit}, [unit]
+            while work:
+                self.sections.check_time()
+                for imported in _imports(work.pop()):
+                    if imported not in seen:
+                        seen.add(imported)
+                        work.append(imported)
+                        found.setdefault(imported, []).append(unit)
+        return found
+
+    def _used_of_supplement(self) -> list[Unit]:
+        """The rest of what is in there is about other files."""
+        return [unit for unit in self._importers if unit.units is not self]
+
+    def shared(self) -> Units:
+        if self.supplement is None:
+            raise Corrupt("a reference to another file")
+        return self.supplement
 
     def _headers(self, data: bytes) -> list[Unit]:
         found, at = list[Unit](), 0
@@ -298,6 +352,7 @@ class Units:
             unit = Unit(self, data, at)
             abbreviations = self.tables.at(unit.table, unit.offset_size).values()
             self.across |= any(abbreviation.leads_across for abbreviation in abbreviations)
+            self._imports |= any(abbreviation.tag == Tag.IMPORTED_UNIT for abbreviation in abbreviations)
             found.append(unit)
             at = unit.end
         return found
@@ -318,6 +373,8 @@ class Units:
 
     def other(self, form: int, value: int) -> Entry | None:
         """An entry of any unit: by its offset in the section, or by the signature of its unit."""
+        if form in SUPPLEMENT_REFERENCES:
+            return self.shared().other(Form.REF_ADDR, value)
         if form == Form.REF_SIG8:
             unit = self._by_signature.get(value)
             return None if unit is None else unit.own(unit.type_offset)
