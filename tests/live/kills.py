@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from live.harness import DONE, NOT_NOW, Builder, HotUpgrade, Program, until
+from live.loops import PROFILED, Loops, loops
 from live.steps import Stepper
 
+COUNTS = {"busy": 1, "latched": 2, "other": 1, "safe": 1, "sleeping": 1}
 LIBRARIES = ("basic", "tls", "constructors")
 VERSIONS = (1, 2, 3)
 WORKERS = 2
@@ -53,8 +55,12 @@ class Victim:
         self._asked = 0
         self.check(1)
 
-    def files(self, version: int) -> list[Path]:
-        return self._files[version]
+    def files(self, version: int) -> list[Path | str]:
+        """What the command is given for an upgrade to a version."""
+        return [*self._files[version]]
+
+    def tidy(self) -> None:
+        """Nothing is left that only killed commands leave."""
 
     def mask(self, key: str) -> str:
         status = Path(f"/proc/{self.program.pid}/status").read_text()
@@ -103,6 +109,39 @@ class Victim:
         assert new == 0 or "EINTR" in answer["detail"] or answer["main"] != "0", answer
         self.disturbed += new
         return new
+
+
+class LoopVictim(Victim):
+    """A host program whose threads are restarted by every upgrade and rollback; and sleepers."""
+
+    def __init__(self, build: Builder, start: Callable[..., Program]) -> None:
+        self._files = {v: [loops(build, v)] for v in VERSIONS}
+        self._loops = Loops(start, build, self._files[1][0], **COUNTS)
+        self.program = self._loops.program
+        self.program.ask("sleepers")
+        self.threads = set(self.program.threads())
+        self._loops.threads = self._loops.described()
+        self.handled = (self.mask("SigCgt"), self.mask("SigIgn"))
+        self.disturbed = 0
+        self.check(1)
+
+    def files(self, version: int) -> list[Path | str]:
+        return [*self._files[version], *PROFILED]
+
+    def check(self, version: int) -> None:
+        """Every thread has come into the version in force, as the thread that it was, with all that is its own."""
+        assert self.program.call("version") == version
+        self._loops.check(version)
+        assert self.program.status("TracerPid") == 0
+        assert (self.mask("SigCgt"), self.mask("SigIgn")) == self.handled
+        until(self.unblocked, 2, "every thread blocks the signals that it blocked before")
+
+    def tidy(self) -> None:
+        """What a command leaves that was not killed."""
+        assert self._loops.coming_by() == []
+
+    def end(self) -> None:
+        self._loops.end()
 
 
 def settled(victim: Victim, hu: HotUpgrade, allowed: tuple[int, ...]) -> int:
@@ -169,6 +208,7 @@ def repair(victim: Victim, hu: HotUpgrade, tally: Tally) -> None:
     victim.check(wanted)
     hu.rolled_back(victim.program)
     victim.check(now)
+    victim.tidy()
     assert victim.errors() == 0
     tally.upgrades += 2
     assert [d for d in victim.program.descriptors() if "memfd:hotupgrade" in _link(victim.program, d)] == []

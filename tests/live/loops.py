@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,11 +95,26 @@ class Loops:
         digest = hashlib.sha256()
         with Path(f"/proc/{self.pid}/mem").open("rb", buffering=0) as memory:
             for line in self.program.maps():
-                low, high = (int(part, 16) for part in line.split()[0].split("-"))
+                low, high = _range(line)
                 if "/libloops" in line and "x" in line.split()[1]:
                     memory.seek(low)
                     digest.update(line.split()[1].encode() + memory.read(high - low))
         return digest.hexdigest()
+
+    def coming_by(self) -> list[int]:
+        """Addresses of calls in the library's code, of all builds, that come by the agent."""
+        ranges = [_range(line) for line in self.program.maps() if ":calls:" in line]
+        found = []
+        with Path(f"/proc/{self.pid}/mem").open("rb", buffering=0) as memory:
+            for line in self.program.maps():
+                if "libloops" in line and ":calls:" not in line and "x" in line.split()[1]:
+                    low, high = _range(line)
+                    memory.seek(low)
+                    code = memory.read(high - low)
+                    for at in (match.start() for match in re.finditer(rb"\xe8(?=....)", code, re.DOTALL)):
+                        target = low + at + 5 + int.from_bytes(code[at + 1 : at + 5], "little", signed=True)
+                        found += [low + at for first, last in ranges if first <= target < last]
+        return found
 
     def _give_traits(self) -> None:
         """Priorities and affinities of their own."""
@@ -130,13 +146,18 @@ class Loops:
     def end(self) -> None:
         """The program ends its threads by its own means: clean-up calls are made, and all items are accounted for."""
         assert self.program.call("end_all") == sum(self.counts.values())
-        until(lambda: len(self.program.threads()) == 1)
+        until(lambda: not any(self.tids(kind) for kind in self.counts))
         totals = self.totals()
         assert (totals.taken, totals.sum_taken) == (totals.done, totals.sum), totals
         assert (totals.attached, totals.made) == (totals.detached, totals.dropped), totals
         assert totals.arrived >= self.counts.get("latched", 0) + self.counts.get("other", 0), totals
         assert totals.wrong == 0
         assert self.program.quit() == ""
+
+
+def _range(line: str) -> tuple[int, int]:
+    low, high = (int(part, 16) for part in line.split(maxsplit=1)[0].split("-"))
+    return low, high
 
 
 def _thread(pid: int, tid: int) -> Thread:

@@ -9,7 +9,7 @@ import pytest
 from live import stress
 from live.conftest import Start
 from live.harness import Builder, Driver, HotUpgrade
-from live.kills import Tally, Victim, steps_of_a_first_upgrade, steps_of_later_ones
+from live.kills import LoopVictim, Tally, Victim, steps_of_a_first_upgrade, steps_of_later_ones
 from live.steps import Stepper
 
 MOST_STEPS = 5000  # more than any run takes
@@ -48,6 +48,22 @@ def test_upgrades_and_rollbacks(build: Builder, start: Start, driver: Driver, st
     assert steps_of_later_ones(Victim(build, start), driver, stepper, tally, steps, hold=hold), str(tally)
     assert tally.kills >= 5, str(tally)
     assert tally.interrupted == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hold", [0.0, 0.05], ids=["at-once", "held"])
+def test_threads_that_are_restarted(
+    build: Builder, start: Start, driver: Driver, stepper: Stepper, hold: float
+) -> None:
+    """Whenever the tool is killed, they all run the code in force soon, and the next command tidies up."""
+    tally = Tally()
+    steps = range(13, MOST_STEPS, 59)
+    victim = LoopVictim(build, start)
+    assert steps_of_later_ones(victim, driver, stepper, tally, steps, hold=hold), str(tally)
+    assert tally.kills >= 5, str(tally)
+    assert tally.interrupted == 0
+    print(tally)
+    victim.end()
 
 
 @pytest.mark.slow

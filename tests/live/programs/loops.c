@@ -380,6 +380,11 @@ EXPORT long begin_wild(long count)
     return begin(&kinds[WILD_ONE], count);
 }
 
+EXPORT long version(long unused UNUSED)
+{
+    return VERSION;
+}
+
 EXPORT long refuse(long whether)
 {
     for (int i = 0; i < n_workers; i++) {
