@@ -34,6 +34,8 @@ from hotupgrade.vswitch.switch import HUGEPAGES_BESIDE_MEMORY, Switch
 
 PROGRAM = "dpdk-testpmd"
 PROMPT = "testpmd> "
+# It polls for ever, on the core of the switch's main thread and of the tool: those go first, but not alone.
+YIELDING = ("nice", "-n", "5")
 BUFFER_BYTES = 2560  # a packet with what DPDK says of it
 BURST = 32  # packets that testpmd sends at once
 FORWARDING_LCORE = 1
@@ -292,7 +294,7 @@ class Guest:
         tty.setraw(other)
         with (self._directory / "errors").open("wb") as errors:
             # Its helpers, too, would take every core that no lcore of its own is on: those of the polling threads.
-            bounds = ["unshare", "--net", "--", "taskset", "--cpu-list", str(self.options.cpu())]
+            bounds = ["unshare", "--net", "--", "taskset", "--cpu-list", str(self.options.cpu()), *YIELDING]
             command = [*DIE_WITH_US, *bounds, *self._command_line()]
             self._process = subprocess.Popen(command, stdin=other, stdout=other, stderr=errors, cwd="/")
         os.close(other)
