@@ -15,7 +15,7 @@ from hotupgrade.plan.concerns import Concern, ConcernKind, concerns
 from hotupgrade.plan.model import Comparison
 
 NEW_ROWS = ("old_of", "same", "replaced", "plain_new")
-OLD_ROWS = ("new_of", "old_replaced", "plain_old")
+OLD_ROWS = ("new_of", "old_replaced", "plain_old", "led_old")
 
 
 def compare_cached(old: Build, new: Build, cache: Cache) -> Comparison:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import I32, Flags, Form, Kind, Segment, TargetKind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.copies import of_undefined_instructions
+from hotupgrade.plan.entries import has_room
 from hotupgrade.plan.match import Match, Scopes, match
 from hotupgrade.plan.meaning import Meaning
 from hotupgrade.plan.migrations import migrated_pairs
 from hotupgrade.plan.model import Comparison
+from hotupgrade.plan.pieces import is_piece
 from hotupgrade.plan.scopes import scopes_of
 from hotupgrade.plan.shape import Indices, ReferencePairs, Shapes, equal_shapes, paired_references, shapes_of
 
@@ -39,7 +42,7 @@ def compare(old: Build, new: Build, old_scopes: Scopes | None = None, new_scopes
     same[new_rows[equal & (pairs.old_of[new_rows] == old_rows)]] = True
     closure = _Closure(old, new, pairs)
     closure.change(old_rows[~equal].tolist(), new_rows[~equal].tolist())
-    replaced, old_replaced = closure.settle()
+    replaced, old_replaced, led_old = closure.settle()
     resized, initial = _data_changes(meaning)
     return Comparison(
         old=old,
@@ -51,6 +54,7 @@ def compare(old: Build, new: Build, old_scopes: Scopes | None = None, new_scopes
         old_replaced=old_replaced,
         plain_old=old.plain,
         plain_new=new.plain,
+        led_old=led_old,
         dragged=closure.dragged,
         ambiguous_new=pairs.ambiguous_new,
         resized=resized,
@@ -162,14 +166,16 @@ def _slot_numbers(meaning: Meaning) -> tuple[I32, I32]:
 class _Closure:
     """The set of functions that must run from the new image, grown until it is closed.
 
-    - Who refers to a changed local function whose address nobody takes comes along: compilers rely on what they saw
-      inside it (registers it leaves alone, alignment it does not need).
-    - Who calls a changed local function directly comes along even if its address is taken: gcc's -fipa-ra looks at
-    every
-      callee that it knows to be local, and at what the call itself, not the pointer, leads to.
-    - Who jumps into the middle of a changed function is a piece of it.
+    A caller that is the same in both builds may stay: its code fits the new function as it fits the old one, whatever
+    the compiler made of what it saw in either, and the jump at the old function's entry keeps every register.  So:
+
+    - Who jumps into the middle of a changed function, or leads there by a switch table, is a piece of it.
     - A replaced function takes along what it reaches by means that cannot be re-pointed: entries of its switch tables,
       jumps of one byte.
+    - Where no jump can be put at the entry of a changed function, or none may be, who refers to it comes along.  None
+      may be where old code that the new build does not have may yet call the function: such code counts on what its
+      compiler saw inside it (-fipa-ra: registers that it leaves alone, a stack that need not be aligned).  But who
+      gave away its address, or its name, must bear a jump, and follows the plain calling convention.
     """
 
     def __init__(self, old: Build, new: Build, pairs: Match) -> None:
@@ -177,10 +183,10 @@ class _Closure:
         self.replaced = np.zeros(len(new.entities), np.bool_)
         self.old_replaced = (old.entities.kind == Kind.FUNCTION) & (pairs.new_of < 0)
         self.dragged: dict[int, int] = {}
+        self.apart: set[int] = set()  # old rows that are replaced and get no jump
         self._work: list[int] = []
         self._old_users, self._old_joined = _users(old), _joined(old)
         self._new_users, self._new_joined = _users(new), _joined(new)
-        self._old_callers, self._new_callers = _callers(old), _callers(new)
         self._old_rows = _old_rows(pairs)
 
     def change(self, old_rows: Iterable[int], new_rows: Iterable[int]) -> None:
@@ -188,12 +194,21 @@ class _Closure:
             self.old_replaced[old] = True
             self._replace(new, None)
 
-    def settle(self) -> tuple[Flags, Flags]:
-        while self._work:
-            row = self._work.pop()
-            for follower in sorted(self._followers(row)):
-                self._replace(follower, row)
-        return self.replaced, self.old_replaced
+    def settle(self) -> tuple[Flags, Flags, Flags]:
+        """(new functions that are replaced, old ones, old ones whose entries lead to the new ones)."""
+        while True:
+            while self._work:
+                row = self._work.pop()
+                for follower in sorted(self._followers(row)):
+                    self._replace(follower, row)
+            stale = self._called_by_what_is_gone()
+            for row in stale - self.apart:
+                self._part(row)
+            if not self._work:
+                break
+        led = self.old_replaced & (self.pairs.new_of >= 0)
+        led[list(self.apart)] = False
+        return self.replaced, self.old_replaced, led
 
     def _replace(self, row: int, because_of: int | None) -> None:
         if self.replaced[row] or self.pairs.old_of[row] < 0:
@@ -201,21 +216,57 @@ class _Closure:
         self.replaced[row] = True
         for old in self._old_rows[row]:
             self.old_replaced[old] = True
+            if not self._bears_jump(old):
+                self.apart.add(old)
         if because_of is not None:
             self.dragged[row] = because_of
         self._work.append(row)
+
+    def _bears_jump(self, old: int) -> bool:
+        if self.old.plain[old]:
+            return True
+        return not is_piece(self.old.entities.names[old]) and has_room(self.old, old)
+
+    def _part(self, old: int) -> None:
+        """No jump at this entry, after all: look at its function again."""
+        self.apart.add(old)
+        self._work.append(int(self.pairs.new_of[old]))
 
     def _followers(self, row: int) -> set[int]:
         olds = self._old_rows[row]
         found = set(self._new_joined.get(row, ()))
         old_found = {user for old in olds for user in self._old_joined.get(old, ())}
-        if not self.new.plain[row] or not all(self.old.plain[old] for old in olds):
+        if not self.apart.isdisjoint(olds):
             found |= self._new_users.get(row, set())
             old_found |= {user for old in olds for user in self._old_users.get(old, ())}
-        elif not self.new.entities.exported[row] or not all(self.old.entities.exported[old] for old in olds):
-            found |= self._new_callers.get(row, set())
-            old_found |= {user for old in olds for user in self._old_callers.get(old, ())}
         return found | {int(self.pairs.new_of[old]) for old in old_found if self.pairs.new_of[old] >= 0}
+
+    def _called_by_what_is_gone(self) -> set[int]:
+        """Old functions that are replaced and may yet be called by old code which is not in the new build.
+
+        Removed functions are called as long as somebody may hold their address.
+        """
+        removed = (self.old.entities.kind == Kind.FUNCTION) & (self.pairs.new_of < 0)
+        found: set[int] = set()
+        work = np.flatnonzero(removed & self.old.plain).tolist()
+        seen = set(work)
+        while work:
+            for callee in self._callees.get(work.pop(), ()):
+                if callee in seen or self.old.plain[callee] or not self.old_replaced[callee]:
+                    continue
+                seen.add(callee)
+                work.append(callee)
+                if self.pairs.new_of[callee] >= 0:
+                    found.add(callee)
+        return found
+
+    @cached_property
+    def _callees(self) -> Mapping[int, list[int]]:
+        callees: dict[int, list[int]] = defaultdict(list)
+        for callee, users in self._old_users.items():
+            for user in users:
+                callees[user].append(callee)
+        return callees
 
 
 def _old_rows(pairs: Match) -> Mapping[int, list[int]]:
@@ -240,12 +291,6 @@ def _users(build: Build) -> dict[int, set[int]]:
     return _grouped(build, _to_functions(build))
 
 
-def _callers(build: Build) -> dict[int, set[int]]:
-    """Function to the functions that call it, or jump to it, other than through a pointer."""
-    direct = np.isin(build.references.form, (Form.CALL, Form.JUMP, Form.BRANCH, Form.SHORT))
-    return _grouped(build, _to_functions(build) & direct)
-
-
 def _joined(build: Build) -> dict[int, set[int]]:
     """Function to those that must follow it, whatever its calling contract."""
     references = build.references
@@ -254,6 +299,8 @@ def _joined(build: Build) -> dict[int, set[int]]:
         joined.setdefault(int(references.function[i]), set()).add(int(references.entity[i]))
     for table in build.jump_tables:
         joined.setdefault(table.function, set()).update(table.targets)
+        for target in table.targets:
+            joined.setdefault(target, set()).add(table.function)
     return joined
 
 

@@ -94,16 +94,20 @@ class _ImageEntries:
         self._address = self._image.base + self._build.entities.address.astype(np.int64)
         self._replaced = np.zeros_like(self._present) if self._is_new else self._present & comparison.old_replaced
         self._replaced = self._replaced & ~startup(self._build)
+        self._led = self._replaced & comparison.led_old
 
     def edit(self, patchwork: Patchwork, result: EntryEdits) -> None:
-        plain = np.flatnonzero(self._present & self._comparison.plain_old)
-        redirected_too = self._unchanged_to_redirect(plain)
-        for row, state in zip(plain.tolist(), self._states(plain), strict=True):
+        every = np.flatnonzero(self._present)
+        redirected_too = self._unchanged_to_redirect()
+        for row, state in zip(every.tolist(), self._states(every), strict=True):
             self._edit_one(row, state, row in redirected_too, patchwork, result)
         self._watch_replaced(result)
 
     def _edit_one(self, row: int, state: _State, also: bool, patchwork: Patchwork, result: EntryEdits) -> None:
         entry, name = int(self._address[row]), self._build.entities.names[row]
+        if state is _State.OUR_JUMP and self._is_to_be_itself(row):
+            result.refusals.append(_overtaken(name, entry))
+            return
         try:
             wanted = self._wanted(row, state, also)
         except OutOfReach:
@@ -119,13 +123,17 @@ class _ImageEntries:
         if not self._replaced[row] and state is _State.ORIGINAL:
             result.watches.append(Watch(entry, entry + JUMP_SIZE, name))
 
+    def _is_to_be_itself(self, row: int) -> bool:
+        """Whether old code may call this copy and must find what it was compiled with; only the loader's image and the
+        new one can be given their own bytes again."""
+        return bool(self._index) and not self._is_new and bool(self._replaced[row] and not self._led[row])
+
     def _wanted(self, row: int, state: _State, also: bool) -> bytes | None:
         """The bytes to stand at this entry; None: whatever is there is right."""
         entry = int(self._address[row])
         partner = int(self._partner[row])
         target = int(self._active[partner]) if partner >= 0 else entry
-        redirect = target != entry and (bool(self._replaced[row]) or also)
-        if redirect:
+        if target != entry and (bool(self._led[row]) or also):
             return jump(entry, target)
         if state is not _State.OUR_JUMP:
             return None
@@ -136,15 +144,14 @@ class _ImageEntries:
         # The original bytes of a later image are known only while it is the new one again: lead on to what is equal.
         return jump(entry, target) if target != entry else None
 
-    def _unchanged_to_redirect(self, plain: Indices) -> frozenset[int]:
+    def _unchanged_to_redirect(self) -> frozenset[int]:
         """With ``--whole``: unchanged functions that get a jump too, where one fits and running code does not mind.
 
         Only homes: other copies are entered from their own image alone, and what is equal may run there to its end.
         """
         if not self._options.whole or self._is_new:
             return frozenset()
-        unchanged = np.zeros(len(self._present), dtype=np.bool_)
-        unchanged[plain] = ~self._replaced[plain] & (self._partner[plain] >= 0)
+        unchanged = self._present & self._comparison.plain_old & ~self._replaced & (self._partner >= 0)
         if self._index:
             unchanged &= np.isin(np.arange(len(unchanged)), sorted(self._image.owned))
         in_the_way = branching_into_entry(self._build, unchanged)
@@ -222,8 +229,7 @@ def entries_without_room(
     for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):
         if image.build.build_id == new.build_id:
             continue
-        rows = present(image, index) & comparison.old_replaced & comparison.plain_old & ~startup(image.build)
-        rows &= new_rows(image, new, comparison) >= 0
+        rows = present(image, index) & comparison.led_old & ~startup(image.build)
         found += [(index, row) for row in np.flatnonzero(rows).tolist() if not has_room(image.build, row)]
     return found
 
@@ -241,6 +247,15 @@ def _stems(names: Sequence[str]) -> frozenset[str]:
 
 def _out_of_reach(name: str, entry: int) -> Reason:
     return Reason("out-of-reach", name, f"{name} at {entry:#x} is more than 2 GiB away from its new copy")
+
+
+def _overtaken(name: str, entry: int) -> Reason:
+    return Reason(
+        "entry-lost",
+        name,
+        f"old code that the new build does not have may yet call {name}, whose first bytes at {entry:#x} an earlier"
+        " upgrade replaced; roll that back first",
+    )
 
 
 def _foreign(name: str, entry: int) -> Reason:

@@ -21,10 +21,11 @@ class Comparison:
     ``old_of[i]`` is the old row paired with new row ``i`` (-1: it is new), ``new_of`` the other way round (-1:
     removed). ``same[i]`` (new rows) is true for a function that means the same in both builds.
     ``replaced[i]`` (new rows) is true for a paired function that must run from the new image: its meaning changed, or
-    it depends on a local function whose calling contract may have changed (``dragged[i]`` names the row that drags it).
+    it cannot be parted from one that did (``dragged[i]`` names the row that drags it).
     ``old_replaced`` is the same over old rows; it also holds old functions that were removed.
-    ``plain_old[j]`` is true for an old function that follows the plain ABI: exported, or its address is taken; only
-    their entries may get a jump.
+    ``plain_old[j]`` is true for an old function that follows the plain ABI: exported, or its address is taken.
+    ``led_old[j]``: the entry of this old function, which is replaced, leads to the new one; the others are called by
+    nobody any more but old code that was removed.
     """
 
     old: Build
@@ -36,6 +37,7 @@ class Comparison:
     old_replaced: Flags
     plain_old: Flags
     plain_new: Flags
+    led_old: Flags
     dragged: Mapping[int, int]
     ambiguous_new: frozenset[int]  # new mutable rows for which no single partner could be proven
     resized: tuple[tuple[int, int], ...]  # (old row, new row): paired objects, constants, thread-locals of other size

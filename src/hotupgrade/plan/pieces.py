@@ -17,6 +17,11 @@ TRANSFERS = (Form.CALL, Form.JUMP, Form.BRANCH, Form.SHORT)
 _COLD = re.compile(r"\.cold(\.\d+)?$")
 
 
+def is_piece(name: str) -> bool:
+    """Whether this is what a compiler put apart of a function: code that runs in the frame of another."""
+    return _COLD.search(name) is not None
+
+
 def with_pieces(build: Build, functions: Flags, *, neighbours: bool = False) -> Flags:
     """These functions and all code that shares a frame with them: their .cold parts, and what jumps into the middle.
 
@@ -61,7 +66,7 @@ def _edges(build: Build, neighbours: bool) -> tuple[I32, I32]:
 
 def _joins(build: Build, references: References, neighbours: bool) -> Indices:
     """References that lead from one piece of a function to another."""
-    cold = np.fromiter((_COLD.search(name) is not None for name in build.entities.names), np.bool_, len(build.entities))
+    cold = np.fromiter(map(is_piece, build.entities.names), np.bool_, len(build.entities))
     between = (references.target_kind == TargetKind.ENTITY) & (references.function >= 0)
     entity = rows_named(references)
     between &= build.entities.kind[entity] == Kind.FUNCTION

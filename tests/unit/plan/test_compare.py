@@ -204,14 +204,85 @@ void *take(void) {{ return (void *) taken; }}
 """
 
 
-def test_a_local_function_drags_its_callers_up_to_the_plain_interface(compiler: Compiler) -> None:
+def led(comparison: Comparison) -> set[str]:
+    """Old functions whose entries lead to the new ones."""
+    return {comparison.old.entities.names[row] for row in np.flatnonzero(comparison.led_old).tolist()}
+
+
+def test_callers_of_a_local_function_that_are_the_same_stay(compiler: Compiler) -> None:
+    """Whatever the compiler saw in the callee: the new build has the same code around its new one."""
     old = compiler.build(HEAD + LOCAL.format(operation="+", operation2="+"))
     new = compiler.build(HEAD + LOCAL.format(operation="-", operation2="+"))
     comparison = compare(old, new)
     assert changed(comparison) == {"leaf"}
-    assert dragged(comparison) == {"middle": "leaf", "top": "middle"}
+    assert dragged(comparison) == {}
+    assert led(comparison) == {"leaf"}
     names = {old.entities.names[row] for row in np.flatnonzero(comparison.old_replaced).tolist()}
-    assert names == {"leaf", "middle", "top"}
+    assert names == {"leaf"}
+
+
+GONE = """
+typedef int callback(int);
+static int __attribute__((noinline)) deep(int x) {{ return g(x) {0} 3; }}
+static int __attribute__((noinline)) leaf(int x) {{ return deep(x) {0} 5 + g(2); }}
+static int __attribute__((noinline)) stays(int x) {{ return g(x) {0} 9; }}
+int top(int x) {{ return leaf(x) * 5 + g(4) + stays(x); }}
+int bottom(int x) {{ return deep(x) * 5 + g(5); }}
+int other(int x) {{ return stays(x) * 6 + g(7); }}
+static int first(int x) {{ return g(x) + 77; }}
+{1}
+callback *get(int x) {{ return x ? {2} : first; }}
+"""
+
+
+def test_what_a_callback_that_is_gone_may_call_stays_as_it_was(compiler: Compiler) -> None:
+    """Somebody may yet hold its address; it is called by its old code alone, on which it counts."""
+    callback = "static int gone(int x) { return leaf(x) + 5 + g(8); }"
+    old = compiler.build(HEAD + GONE.format("+", callback, "gone"))
+    comparison = compare(old, compiler.build(HEAD + GONE.format("-", "", "first")))
+    assert changed(comparison) == {"leaf", "deep", "stays", "get"}
+    assert dragged(comparison) == {"top": "leaf", "bottom": "deep"}
+    assert led(comparison) == {"stays", "get", "top", "bottom"}
+
+
+def test_a_caller_that_is_gone_and_whose_address_nobody_has_counts_for_nothing(compiler: Compiler) -> None:
+    caller = "static int __attribute__((noinline)) gone(int x) { return leaf(x) + 5 + g(8); }"
+    old = compiler.build(HEAD + GONE.format("+", caller, "gone(1) ? first : 0"))
+    comparison = compare(old, compiler.build(HEAD + GONE.format("-", "", "0")))
+    assert changed(comparison) == {"leaf", "deep", "stays", "get"}
+    assert dragged(comparison) == {}
+    assert led(comparison) == {"leaf", "deep", "stays", "get"}
+
+
+def test_a_local_function_without_room_for_a_jump_drags_its_callers(compiler: Compiler) -> None:
+    text = """
+    .text
+    .globl user
+    .type user, @function
+    user: call tiny
+          add $5, %eax
+          ret
+    .size user, . - user
+    .type tiny, @function
+    tiny: {0}
+          ret
+    .size tiny, . - tiny
+    .type neighbour, @function
+    neighbour: mov $7, %eax
+          ret
+    .size neighbour, . - neighbour
+    .globl last
+    .type last, @function
+    last: call neighbour
+          ret
+    .size last, . - last
+    .section .note.GNU-stack
+    """
+    old, new = (compiler.build({"a.s": text.format(word)}) for word in ("cltd", "cwtl"))
+    comparison = compare(old, new)
+    assert changed(comparison) == {"tiny"}
+    assert dragged(comparison) == {"user": "tiny"}
+    assert led(comparison) == {"user"}
 
 
 def test_a_function_that_is_called_through_a_pointer_drags_nobody(compiler: Compiler) -> None:
@@ -223,18 +294,6 @@ def test_a_function_that_is_called_through_a_pointer_drags_nobody(compiler: Comp
     comparison = compare(old, new)
     assert changed(comparison) == {"taken"}
     assert dragged(comparison) == {}
-
-
-def test_an_address_taken_function_drags_those_who_call_it_directly(compiler: Compiler) -> None:
-    """The compiler may have kept a value, around such a call, in a register that it saw the callee leave alone."""
-    text = (
-        "static __attribute__((noinline)) int taken(int x) { return x {0} 3; } int (*pointer)(int) = taken; "
-        "int user(int x) { return taken(x) + x; } int other(int x) { return pointer(x); }"
-    )
-    old, new = (compiler.build(HEAD + text.replace("{0}", operation)) for operation in "+-")
-    comparison = compare(old, new)
-    assert changed(comparison) == {"taken"}
-    assert set(dragged(comparison)) == {"user"}
 
 
 def test_a_cold_part_goes_with_its_function(compiler: Compiler) -> None:

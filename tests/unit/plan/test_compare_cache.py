@@ -24,7 +24,7 @@ static int __attribute__((noinline)) leaf(int x) {{ return g(x) + {0}; }}
 int top(int x) {{ static int n; return leaf(x) + n++ + size[x] + t + g(x); }}
 int caller(int x) {{ return leaf(x) * 2 + g(x); }}
 int line(void) {{ return puts("file.c:{0}"); }}
-int gone{0}(int x) {{ return x; }}
+int gone{0}(int x) {{ return leaf(x) - g(x); }}
 int same(int x) {{ return start + g(x); }}
 """
 

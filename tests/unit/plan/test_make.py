@@ -240,15 +240,44 @@ int set(int x) { return state = x; }
 
 
 @in_child
-def test_a_changed_local_function_drags_its_callers(tmp_path: Path) -> None:
+def test_a_changed_local_function_is_led_to_the_new_one(tmp_path: Path) -> None:
     world = World(tmp_path, compile_library(tmp_path, DRAG_1))
     world.call("set", 4)
     plan = world.upgrade(compile_library(tmp_path, DRAG_1.replace("x * state", "x * state * 2")))
-    entries = {edit.what for edit in plan.edits}
-    assert entries <= {"outer", "other"}
-    assert {"inner", "middle", "outer"} <= {watch.name.split(".")[0] for watch in plan.watches}
+    entries = {edit.what.split(".")[0] for edit in plan.edits}
+    assert entries <= {"outer", "other", "inner", "middle"}
+    assert "inner" in {watch.name.split(".")[0] for watch in plan.watches}
     assert world.call("outer", 5) == 42
     assert world.call("other", 5) == 48
+
+
+CALLBACK_1 = (
+    DRAG_1
+    + """
+static int gone(int x) { return inner(x) + 100000; }
+int (*hook)(int) = gone;
+int fire(int x) { return hook(x); }
+void unset(void) { hook = other; }
+"""
+)
+
+
+@in_child
+def test_a_callback_that_is_gone_runs_in_its_old_code(tmp_path: Path) -> None:
+    """Back and forth: at each turn, what it calls must be what it was compiled with."""
+    world = World(tmp_path, compile_library(tmp_path, CALLBACK_1))
+    world.call("set", 4)
+    assert world.call("fire", 5) == 100020
+    text = CALLBACK_1.replace("x * state", "x * state * 2").replace(
+        "static int gone(int x) { return inner(x) + 100000; }", ""
+    )
+    with_it = compile_library(tmp_path, CALLBACK_1.replace("x * state", "x * state * 3"))
+    without_it = compile_library(tmp_path, text.replace("= gone", "= other"))
+    for _ in range(2):
+        world.upgrade(without_it)
+        assert (world.call("outer", 5), world.call("other", 5), world.call("fire", 5)) == (42, 48, 100020)
+        world.upgrade(with_it)
+        assert (world.call("outer", 5), world.call("other", 5), world.call("fire", 5)) == (62, 72, 100060)
 
 
 SWITCH_1 = """

@@ -122,10 +122,12 @@ def test_nor_of_a_loop_that_is_not_there(compiler: Compiler, tmp_path: Path) -> 
 
 
 def test_a_dragged_loop_is_restarted(compiler: Compiler, tmp_path: Path) -> None:
-    """A local function changed, and so did what the compiler may have seen in it."""
+    """What it calls changed, and cannot be redirected: a callback that is gone may yet call it."""
     work = WORK.replace("noinline)) long", "noinline)) static long")
-    sources = [source(FIELDS, 1, work=work.replace("77", number)) for number in ("77", "79")]
-    assert resolved(compiler, tmp_path, BY_FIELDS, *sources).plan.changed
+    gone = "static long gone(struct worker *w) { return work(w, 8) + 3; } long (*hook)(struct worker *) = gone;\n"
+    new = source(FIELDS, 1, work=work.replace("77", "79"))
+    assert resolved(compiler, tmp_path, BY_FIELDS, source(FIELDS, 1, work=work), new).plans == []
+    assert resolved(compiler, tmp_path, BY_FIELDS, source(FIELDS, 1, work=work, more=gone), new).plan.changed
 
 
 def test_the_first_profile_counts(compiler: Compiler, tmp_path: Path) -> None:
