@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,16 @@ NEW_ROWS = ("old_of", "same", "replaced", "plain_new")
 OLD_ROWS = ("new_of", "old_replaced", "plain_old", "led_old")
 
 
-def compare_cached(old: Build, new: Build, cache: Cache) -> Comparison:
-    key = cache_key("comparison", old, new)
+def compare_cached(old: Build, new: Build, cache: Cache, loops: Collection[str] = ()) -> Comparison:
+    """``loops``: see :func:`hotupgrade.plan.compare.compare`."""
+    key = cache_key(" ".join(["comparison", *sorted(loops)]), old, new)
     found = cache.get(key)
     if found is not None:
         try:
             return _comparison(old, new, found)
         except (KeyError, ValueError, IndexError, TypeError):
             pass  # as good as absent
-    comparison = compare(old, new)
+    comparison = compare(old, new, loops=loops)
     cache.put(_entry(key, comparison))
     return comparison
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -22,11 +22,17 @@ from hotupgrade.plan.scopes import scopes_of
 from hotupgrade.plan.shape import Indices, ReferencePairs, Shapes, equal_shapes, paired_references, shapes_of
 
 
-def compare(old: Build, new: Build, old_scopes: Scopes | None = None, new_scopes: Scopes | None = None) -> Comparison:
+def compare(
+    old: Build,
+    new: Build,
+    old_scopes: Scopes | None = None,
+    new_scopes: Scopes | None = None,
+    loops: Collection[str] = (),
+) -> Comparison:
     """Matches and compares two builds of one module.
 
     ``old_scopes`` and ``new_scopes`` say to which function a static belongs; without them debug information does, if
-    both builds have it.
+    both builds have it.  ``loops`` names functions of which the old copy may run on for a while after it was replaced.
     """
     if old_scopes is None and new_scopes is None and not (old.debug.missing or new.debug.missing):
         old_scopes, new_scopes = scopes_of(old), scopes_of(new)
@@ -40,7 +46,7 @@ def compare(old: Build, new: Build, old_scopes: Scopes | None = None, new_scopes
     equal = _equal_functions(meaning, old_shapes, new_shapes, old_rows, new_rows)
     same = np.zeros(len(new.entities), np.bool_)
     same[new_rows[equal & (pairs.old_of[new_rows] == old_rows)]] = True
-    closure = _Closure(old, new, pairs)
+    closure = _Closure(old, new, pairs, loops)
     closure.change(old_rows[~equal].tolist(), new_rows[~equal].tolist())
     replaced, old_replaced, led_old = closure.settle()
     resized, initial = _data_changes(meaning)
@@ -174,12 +180,14 @@ class _Closure:
       jumps of one byte.
     - Where no jump can be put at the entry of a changed function, or none may be, who refers to it comes along.  None
       may be where old code that the new build does not have may yet call the function: such code counts on what its
-      compiler saw inside it (-fipa-ra: registers that it leaves alone, a stack that need not be aligned).  But who
-      gave away its address, or its name, must bear a jump, and follows the plain calling convention.
+      compiler saw inside it (-fipa-ra: registers that it leaves alone, a stack that need not be aligned), and inside
+      what that calls.  But who gave away its address, or its name, must bear a jump, and follows the plain calling
+      convention.
     """
 
-    def __init__(self, old: Build, new: Build, pairs: Match) -> None:
+    def __init__(self, old: Build, new: Build, pairs: Match, loops: Collection[str]) -> None:
         self.old, self.new, self.pairs = old, new, pairs
+        self._loops = [row for row, names in enumerate(old.entities.aliases) if not {*names}.isdisjoint(loops)]
         self.replaced = np.zeros(len(new.entities), np.bool_)
         self.old_replaced = (old.entities.kind == Kind.FUNCTION) & (pairs.new_of < 0)
         self.dragged: dict[int, int] = {}
@@ -244,19 +252,21 @@ class _Closure:
     def _called_by_what_is_gone(self) -> set[int]:
         """Old functions that are replaced and may yet be called by old code which is not in the new build.
 
-        Removed functions are called as long as somebody may hold their address.
+        Removed functions are called as long as somebody may hold their address, and loops run on until their threads
+        have left them.
         """
         removed = (self.old.entities.kind == Kind.FUNCTION) & (self.pairs.new_of < 0)
         found: set[int] = set()
         work = np.flatnonzero(removed & self.old.plain).tolist()
+        work += [row for row in self._loops if self.old_replaced[row]]
         seen = set(work)
         while work:
             for callee in self._callees.get(work.pop(), ()):
-                if callee in seen or self.old.plain[callee] or not self.old_replaced[callee]:
+                if callee in seen or self.old.plain[callee]:
                     continue
                 seen.add(callee)
                 work.append(callee)
-                if self.pairs.new_of[callee] >= 0:
+                if self.old_replaced[callee] and self.pairs.new_of[callee] >= 0:
                     found.add(callee)
         return found
 

@@ -15,7 +15,7 @@ from hotupgrade.plan.concerns import Concern
 from hotupgrade.plan.concerns import notes as hints
 from hotupgrade.plan.loops.model import LoopPlan
 from hotupgrade.plan.loops.profile import LoopProfile
-from hotupgrade.plan.loops.resolve import resolve_loops
+from hotupgrade.plan.loops.resolve import loops_of, resolve_loops
 from hotupgrade.plan.model import Comparison, Image, ModulePlan
 from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.prototypes import changed_prototypes, prototype_reasons
@@ -146,7 +146,10 @@ def examine(
     read_ahead([build for c in candidates for build in (c.new, *(image.build for image in c.images))], cache)
     for candidate in candidates:
         images, current, build = candidate.images, candidate.current, candidate.new
-        candidate.comparisons += [compare_cached(image.build, build, cache) for image in images]
+        candidate.comparisons += [
+            compare_cached(image.build, build, cache, loops_of(candidate.module.name, image.build, profiles))
+            for image in images
+        ]
         if not candidate.nothing_to_do:
             candidate.refusals, candidate.notes = verdict(images, current, build, candidate.comparisons, options)
             candidate.concerns = concerns_cached(candidate.comparison, cache)

@@ -14,7 +14,7 @@ from hotupgrade.plan.loops.code import Code, Functions, WrongFunction
 from hotupgrade.plan.loops.model import Door, LoopPlan, LoopSide, Place, Site, SiteKind, Store
 from hotupgrade.plan.loops.paths import Located, Types, WrongPath
 from hotupgrade.plan.loops.profile import LoopProfile
-from hotupgrade.plan.loops.safepoints import SafePoint, safe_points
+from hotupgrade.plan.loops.safepoints import SafePoint, functions_with_safe_points, safe_points
 from hotupgrade.plan.loops.sites import OldLoop, Skips, plain_sites, skips
 from hotupgrade.plan.model import Comparison, Image
 from hotupgrade.plan.prototypes import changed_prototypes
@@ -53,6 +53,12 @@ def resolve_loops(
         plans += [plan] if plan is not None else []
         reasons += refusals
     return plans, reasons
+
+
+def loops_of(module: str, build: Build, profiles: Sequence[LoopProfile]) -> frozenset[str]:
+    """The functions of a build that may be loops which a thread can be led out of, by name."""
+    profiled = {profile.function for profile in profiles if fnmatchcase(module, profile.module)}
+    return frozenset(profiled | functions_with_safe_points(build))
 
 
 class _Process:

@@ -35,6 +35,11 @@ class SafePoint:
     faults: tuple[Reason, ...] = ()
 
 
+def functions_with_safe_points(build: Build) -> set[str]:
+    """Names of the functions whose code looks at a safe point's flag."""
+    return {name for row in _users(build) for name in build.entities.aliases[row]}
+
+
 def safe_points(
     functions: Sequence[Functions],
     new: Functions,
