@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +53,18 @@ def rows_named(references: References) -> I32:
     return np.where(references.target_kind == TargetKind.ENTITY, references.entity, 0).astype(np.int32)
 
 
+_KNOWN: WeakKeyDictionary[Build, dict[bool, tuple[I32, I32]]] = WeakKeyDictionary()
+
+
 def _edges(build: Build, neighbours: bool) -> tuple[I32, I32]:
-    """From each piece to those that must be where it is."""
+    """From each piece to those that must be where it is.  Asked for often, and the same for as long as a build is."""
+    known = _KNOWN.setdefault(build, {})
+    if neighbours not in known:
+        known[neighbours] = _find_edges(build, neighbours)
+    return known[neighbours]
+
+
+def _find_edges(build: Build, neighbours: bool) -> tuple[I32, I32]:
     references = build.references
     joined = _joins(build, references, neighbours)
     tables = [
