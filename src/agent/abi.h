@@ -86,6 +86,7 @@ struct hu_move {
     uint64_t cleaned, set_up; /* by pair of calls: skipped */
     uint64_t patience_ns;     /* moment of CLOCK_MONOTONIC at which a landed thread goes on by itself */
     uint64_t asked, worked, left, entered, arrived; /* time stamps; "worked": began to work for the last time before */
+    uint64_t code; /* entry of the code that it stands in until it has left; only the tool looks at it */
 };
 
 enum hu_site_kind { HU_SITE_CLEAN = 1, HU_SITE_SETUP = 2, HU_SITE_WORK = 3 };
@@ -106,7 +107,7 @@ enum hu_op_kind {
     HU_OP_TOUCH_WRITE = 4,
     HU_OP_STOP = 5,
     HU_OP_STORE = 6,   /* at address "number", args[0] bytes of args[1] */
-    HU_OP_ASK = 7,     /* moves "number" on, args[0] of them: waiting -> leaving */
+    HU_OP_ASK = 7,     /* moves "number" on, args[0] of them: waiting, or asked in vain before -> leaving */
     HU_OP_LAND = 8,    /* wait until they have left; args[1] ticks at most, else skip args[2] operations */
     HU_OP_ENTER = 9,   /* let those in that wait */
     HU_OP_ARRIVE = 10, /* as LAND: wait until they have arrived */

@@ -824,10 +824,10 @@ __attribute__((used)) int hu_pass(struct hu_passage *passage)
                 store(&move->state, HU_MOVE_ARRIVED);
             } else if (state == HU_MOVE_REVOKED) {
                 /* At work it cannot be on its way out, and nobody asks it any more. */
-                if (*(uint64_t *)move->slot == (uint64_t)hu_landing) {
+                if (swap(&move->state, HU_MOVE_REVOKED, HU_MOVE_STAYED) &&
+                    *(uint64_t *)move->slot == (uint64_t)hu_landing) {
                     *(uint64_t *)move->slot = move->back;
                 }
-                store(&move->state, HU_MOVE_STAYED);
             } else {
                 move->worked = now();
             }
@@ -899,7 +899,7 @@ static void for_moves(const struct hu_op *op, enum hu_move_state from, enum hu_m
 {
     for (uint64_t i = op->number; i < op->number + op->args[0]; i++) {
         struct hu_move *move = move_at(i);
-        if (from == HU_MOVE_WAITING) {
+        if (to == HU_MOVE_LEAVING) {
             move->asked = now();
         }
         if (swap(&move->state, from, to)) {
@@ -964,6 +964,7 @@ static void run(struct hu_frame *frame)
             break;
         case HU_OP_ASK:
             for_moves(op, HU_MOVE_WAITING, HU_MOVE_LEAVING);
+            for_moves(op, HU_MOVE_REVOKED, HU_MOVE_LEAVING);
             break;
         case HU_OP_LAND:
             next = wait_for_moves(op, i, has_landed);

@@ -17,7 +17,7 @@ PROFILED = ("--profile", PROFILE)
 INCLUDE = f"-I{PACKAGE / 'hotupgrade' / 'include'}"
 #: Kinds whose loop is another in each version.
 CHANGING = ("busy", "direct", "latched", "other", "safe", "sleeping")
-KINDS = (*CHANGING, "stubborn", "wild")
+KINDS = (*CHANGING, "deaf", "stubborn", "wild")
 
 
 def loops(build: Builder, version: int, *flags: str, compiler: str = "") -> Path:

@@ -8,8 +8,9 @@ import pytest
 
 from live import stress
 from live.conftest import Start
-from live.harness import Builder, Driver, HotUpgrade
+from live.harness import NOT_NOW, Builder, Driver, HotUpgrade, until
 from live.kills import LoopVictim, Tally, Victim, steps_of_a_first_upgrade, steps_of_later_ones
+from live.loops import PROFILED, Loops, loops
 from live.steps import Stepper
 
 MOST_STEPS = 5000  # more than any run takes
@@ -64,6 +65,35 @@ def test_threads_that_are_restarted(
     assert tally.interrupted == 0
     print(tally)
     victim.end()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kind", ["stubborn", "deaf"])
+def test_a_thread_refuses_to_leave(build: Builder, start: Start, driver: Driver, stepper: Stepper, kind: str) -> None:
+    """The tool is killed at any step, also while it takes back what it did; then the next command puts all right."""
+    there = Loops(start, build, loops(build, 1), **{kind: 1, "latched": 1, "safe": 1})
+    two, three = (loops(build, version, f"-DSTUBBORN={version}") for version in (2, 3))
+    between = 0
+    for turn, number in enumerate(range(5, MOST_STEPS, 37)):
+        there.program.call("refuse", 1)
+        run = stepper.run("upgrade", there.pid, two, *PROFILED, kill_at=number)
+        there.program.call("refuse", 0)
+        until(lambda: there.program.status("TracerPid") == 0, 5)
+        between += there.program.call("version") == 2
+        if turn % 3:
+            driver.upgraded(there.program, three, *PROFILED)
+            there.check(3, kinds=(kind, "latched", "safe"))
+        while driver.status(there.pid).document["generation"]:
+            driver.rolled_back(there.program)
+        there.check(1, kinds=(kind, "latched", "safe"))
+        assert driver.rollback(there.pid).codes() == {"nothing-to-roll-back"}
+        assert there.coming_by() == [], "that settles what is not"
+        if not run.killed:
+            assert run.code == NOT_NOW, run.out
+            break
+    assert between, "at no step had it been killed between the commit and what took that back"
+    there.end()
 
 
 @pytest.mark.slow

@@ -122,6 +122,27 @@ def test_one_that_refuses_to_leave(build: Builder, start: Start, hu: HotUpgrade)
     there.end()
 
 
+@pytest.mark.parametrize("kind", ["stubborn", "deaf"])
+def test_one_that_refuses_to_leave_after_others(build: Builder, start: Start, driver: Driver, kind: str) -> None:
+    """It has been in the new code before, whose traces are still on its stack; "deaf": nothing tells that it works."""
+    there = Loops(start, build, loops(build, 1), **{kind: 1, "safe": 1})
+    two = loops(build, 2, "-DSTUBBORN=2")
+    entered = 1
+    for _ in range(3):
+        for library in (two, None):
+            switch(driver, there, library)
+            there.program.call("refuse", 1)
+            for _ in range(2):
+                answer = driver.rollback(there.pid) if library else driver.upgrade(there.pid, two, *PROFILED)
+                assert answer.code == NOT_NOW, str(answer)
+                assert answer.codes() == {"restart-failed"}
+                there.check(2 if library else 1, kinds=(kind, "safe"))
+            there.program.call("refuse", 0)
+            entered += 1
+            assert there.kind(kind).entered == (entered, entered)
+    there.end()
+
+
 def test_one_that_refuses_to_be_rolled_back(build: Builder, start: Start, hu: HotUpgrade) -> None:
     there = Loops(start, build, loops(build, 1), stubborn=1, safe=1)
     switch(hu, there, loops(build, 2, "-DSTUBBORN=2"))

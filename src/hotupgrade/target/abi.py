@@ -140,7 +140,7 @@ class Move(ctypes.Structure):
         ("clear_address", _U64 * 2),
         ("clear_size", _U64 * 2),
         ("clear_value", _U64 * 2),
-        *_words("cleaned", "set_up", "patience_ns", "asked", "worked", "left", "entered", "arrived"),
+        *_words("cleaned", "set_up", "patience_ns", "asked", "worked", "left", "entered", "arrived", "code"),
     ]
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from hotupgrade.binary.frames import KEPT, RBP, RSP, NoFrameError, Row
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.target.backtrace import Unwinder
-from hotupgrade.target.maps import mapping_at
+from hotupgrade.target.maps import Mapping, mapping_at
 from hotupgrade.target.process import Process, ThreadState
 
 _SYS_GET_ROBUST_LIST = 274
@@ -68,7 +68,7 @@ class InLoop:
     asleep: Asleep | None
 
 
-def thread_pointer(process: Process, tid: int) -> int | None:
+def thread_pointer(process: Process, tid: int, maps: Sequence[Mapping]) -> int | None:
     """The address of a thread's control block, which is its ``pthread_t``.
 
     The kernel knows each thread's list of robust mutexes, which glibc keeps in that very block (nptl/descr.h); the
@@ -77,7 +77,7 @@ def thread_pointer(process: Process, tid: int) -> int | None:
     head, size = ctypes.c_void_p(), ctypes.c_size_t()
     if _libc().syscall(_SYS_GET_ROBUST_LIST, tid, ctypes.byref(head), ctypes.byref(size)) != 0 or not head.value:
         return None
-    mapping = mapping_at(process.maps(), head.value)
+    mapping = mapping_at(maps, head.value)
     if mapping is None:
         return None
     low = max(mapping.start, head.value - _PTHREAD & ~15)
@@ -97,8 +97,15 @@ def _libc() -> ctypes.CDLL:
 class LoopFinder:
     """Looks for threads in loops.  ``led``: return addresses that were replaced, by the slot that they belong in."""
 
-    def __init__(self, process: Process, unwinder: Unwinder, loops: Sequence[LoopCode], led: dict[int, int]) -> None:
+    def __init__(
+        self,
+        process: Process,
+        unwinder: Unwinder,
+        loops: Sequence[LoopCode],
+        led: dict[int, int],
+    ) -> None:
         self._process = process
+        self._maps = process.maps()
         self._unwinder = unwinder
         self._loops = loops
         self._led = led
@@ -112,7 +119,7 @@ class LoopFinder:
         What looks like one of them, but cannot be proven, goes to :attr:`doubts`: whether the thread is in it after
         all, the stop finds out.  ``tcb``: its control block (:func:`thread_pointer`).
         """
-        mapping = mapping_at(self._process.maps(), tcb)
+        mapping = mapping_at(self._maps, tcb)
         if mapping is None:
             return None
         low = max(mapping.start, tcb - _WINDOW)

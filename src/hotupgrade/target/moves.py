@@ -33,6 +33,7 @@ _OPERATIONS_AT = -(-(_SITES_AT + MOST_SITES * _SITE) // PAGE) * PAGE
 _SPARE_AT = _OPERATIONS_AT + _OPERATIONS
 _SIZE = _SPARE_AT + PAGE
 #: In these states a return address of the thread may lead to the landing.
+_UNMOVED = frozenset((abi.MoveState.WAITING, abi.MoveState.REVOKED))
 LED_HERE = frozenset((abi.MoveState.WAITING, abi.MoveState.LEAVING, abi.MoveState.LANDED, abi.MoveState.REVOKED))
 
 
@@ -67,8 +68,22 @@ class MoveTable:
     def led_here(self) -> Iterator[abi.Move]:
         """Rows of threads with a return address that leads to the landing."""
         for row in self.rows():
-            if row.state in LED_HERE and self._agent.process.read_word(int(row.slot)) == self.landing:
+            if row.state in LED_HERE and self._leads_here(row):
                 yield row
+
+    def left_behind(self) -> dict[int, tuple[int, abi.Move]]:
+        """Threads that were to leave their loop and did not: index and row, by control block.
+
+        They stand in the code that the row names.  The slot of one that was not seen at work since still leads here.
+        """
+        return {
+            int(row.tcb): (index, row)
+            for index, row in enumerate(self.rows())
+            if not row.drop and (row.state == abi.MoveState.STAYED or (row.state in _UNMOVED and self._leads_here(row)))
+        }
+
+    def _leads_here(self, row: abi.Move) -> bool:
+        return bool(self._agent.process.read_word(int(row.slot)) == self.landing)
 
     def forget(self, blocks: Collection[int]) -> None:
         """Free the rows that nothing leads to: of threads that have ended, and those of stops that were not made.
@@ -79,8 +94,7 @@ class MoveTable:
         for index, row in enumerate(self.rows()):
             if row.state == abi.MoveState.FREE:
                 continue
-            waits = row.state in (abi.MoveState.WAITING, abi.MoveState.REVOKED)
-            if row.tcb not in blocks or (waits and self._agent.process.read_word(int(row.slot)) != self.landing):
+            if row.tcb not in blocks or (row.state in _UNMOVED and not self._leads_here(row)):
                 self.set_state(index, abi.MoveState.FREE)
 
     def set_state(self, index: int, state: abi.MoveState) -> None:
@@ -93,7 +107,8 @@ class MoveTable:
             NotNow: there is no room.
         """
         rows = self.rows()
-        taken = {index for index, row in enumerate(rows) if row.state in LED_HERE or row.state == abi.MoveState.ENTERED}
+        kept = (*LED_HERE, abi.MoveState.ENTERED, abi.MoveState.STAYED)
+        taken = {index for index, row in enumerate(rows) if row.state in kept}
         first = max(taken, default=-1) + 1
         free = next((i for i in range(first) if not taken & set(range(i, i + len(moves)))), first)
         if free + len(moves) > MOST_MOVES:
@@ -102,6 +117,11 @@ class MoveTable:
         self._agent.process.write(self._base + free * _MOVE, b"".join(bytes(move) for move in moves))
         self._agent.set(move_count=max(len(rows), free + len(moves)))
         return free
+
+    def renew(self, index: int, patience_ns: int) -> None:
+        """Give a thread that is led here already another while to wait for its group."""
+        at = self._base + index * _MOVE + abi.Move.patience_ns.offset
+        self._agent.process.write(at, patience_ns.to_bytes(8, "little"))
 
     def put_site(self, index: int, site: abi.Site) -> None:
         self._agent.process.write(self._base + _SITES_AT + index * _SITE, bytes(site))

@@ -8,6 +8,7 @@ thread that lands enters the loop again at its home, which leads to the code in 
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -55,13 +56,43 @@ class ThreadRestart:
     unbalanced: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A thread that is to leave its loop.
+
+    ``code`` is the entry of the code that it stands in.  ``row`` is its row in the table, if it is led to us already,
+    because it was asked in vain before, or not at all.
+    """
+
+    place: InLoop
+    code: int
+    row: int | None = None
+
+
 @dataclass
 class _Group:
     """Threads that leave by one door together."""
 
     loop: LoopRecord
-    threads: list[InLoop] = field(default_factory=list)
+    threads: list[_Found] = field(default_factory=list)
     loops: list[LoopRecord] = field(default_factory=list)  # of each thread: those that share a latch may differ
+    rows: list[int] = field(default_factory=list)  # of each thread
+
+    @property
+    def places(self) -> Iterator[tuple[InLoop, LoopRecord]]:
+        for found, loop in zip(self.threads, self.loops, strict=True):
+            yield found.place, loop
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """(first, count) of rows that follow each other."""
+        runs: list[tuple[int, int]] = []
+        for row in sorted(self.rows):
+            if runs and row == sum(runs[-1]):
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((row, 1))
+        return runs
 
 
 class Restart:
@@ -79,7 +110,9 @@ class Restart:
         self._placed: list[tuple[int, LoopRecord, InLoop]] = []
         self._released: list[int] = []
         self._doubts: dict[int, Reason] = {}
+        self._backs: dict[int, int] = {}  # return addresses that were replaced, by slot
         self._asleep: list[ThreadRestart] = []  # from a restart before this one, and still led to the code in force
+        self._after: dict[int, int] = {}  # home → entry of the code that it will lead to
 
     # The calls that come by the agent
 
@@ -96,42 +129,106 @@ class Restart:
                     value=(site.returns or 0) & _MASK,
                 )
                 self._table.put_site(site.index, row)
-        return armed(self._process, self._loops, code)
+        words = armed(self._process, self._loops, code)
+        for loop in self._loops:
+            side = side_in_force(self._process, loop, words)
+            self._after[loop.home] = side.entry if side is not None else 0
+        return words
 
     # At every attempt to stop
 
     def depart(self, threads: Sequence[ThreadState]) -> Departure:
         """See :class:`hotupgrade.target.request.Mover`."""
-        blocks = {thread.tid: thread_pointer(self._process, thread.tid) for thread in threads}
+        maps = self._process.maps()
+        blocks = {thread.tid: thread_pointer(self._process, thread.tid, maps) for thread in threads}
         self._table.forget({block for block in blocks.values() if block is not None})
         led = {int(row.slot): row for row in self._table.led_here()}
-        codes = [_code(self._process, loop) for loop in self._loops]
-        finder = LoopFinder(self._process, self._unwinder, codes, {slot: int(row.back) for slot, row in led.items()})
+        behind = self._table.left_behind()
+        self._backs = {slot: int(row.back) for slot, row in led.items()}
+        finder = self._finder([_code(self._process, loop) for loop in self._loops])
         standing: dict[int, Standing] = {}
-        found: list[InLoop] = []
-        self._asleep = []
+        found: list[_Found] = []
+        self._asleep, self._released, self._doubts = [], [], finder.doubts
+        words: list[Word] = []
         for thread in threads:
             block = blocks[thread.tid]
-            settled = next((row for row in led.values() if row.tcb == block), None)
-            if settled is not None:
-                # It is led to the code in force already, or stays where it is.
-                number = next((k for k, loop in enumerate(self._loops, 1) if loop.home == settled.entry), 0)
-                standing[thread.tid] = Standing(number)
-                if number and settled.drop:
-                    loop = self._loops[number - 1]
-                    self._asleep.append(ThreadRestart(thread.tid, loop.function, loop.door, "sleeping"))
+            if block is None or thread.tid == self._process.pid:
                 continue
-            place = None if thread.tid == self._process.pid or block is None else finder.find(thread, block)
-            if place is None:
-                continue
-            if Door(self._loops[place.loop].door) is Door.SLEEP and place.asleep is None:
-                raise _at_work(self._process.pid, thread, self._loops[place.loop])
-            standing[thread.tid] = Standing(
-                place.loop + 1, place.asleep.slot if self._drops(place) and place.asleep else 0
-            )
-            found.append(place)
-        self._doubts = finder.doubts
-        return self._prepared(found, standing)
+            if block in behind and self._is_of(behind[block][1], thread):
+                one = self._left_behind(thread, block, *behind[block], standing, words)
+            elif (row := next((row for row in led.values() if row.tcb == block), None)) is not None:
+                one = None
+                self._sleeping(thread, row, standing)
+            else:
+                place = finder.find(thread, block)
+                one = None if place is None else _Found(place, self._entry_in_force(self._loops[place.loop]))
+            if one is not None:
+                standing[thread.tid] = self._standing(thread, one.place)
+                found.append(one)
+        return self._prepared(found, standing, words)
+
+    def _finder(self, codes: Sequence[LoopCode]) -> LoopFinder:
+        return LoopFinder(self._process, self._unwinder, codes, self._backs)
+
+    def _is_of(self, row: abi.Move, thread: ThreadState) -> bool:
+        """Another thread may have the control block of one that has ended; in a forked child it has another number."""
+        return row.state != abi.MoveState.STAYED or bool(row.tid == thread.tid)
+
+    def _sleeping(self, thread: ThreadState, row: abi.Move, standing: dict[int, Standing]) -> None:
+        """It is led to the code in force already, as soon as its sleep ends."""
+        number = self._number(row)
+        standing[thread.tid] = Standing(number)
+        if number and row.drop:
+            loop = self._loops[number - 1]
+            self._asleep.append(ThreadRestart(thread.tid, loop.function, loop.door, "sleeping"))
+
+    def _left_behind(
+        self,
+        thread: ThreadState,
+        block: int,
+        index: int,
+        row: abi.Move,
+        standing: dict[int, Standing],
+        words: list[Word],
+    ) -> _Found | None:
+        """A thread that did not leave before: it may be where it should be now, or must be asked once more.
+
+        Which code it stands in is known: what its stack says of that may be left from before.
+        """
+        number = self._number(row)
+        standing[thread.tid] = Standing(number)
+        side = self._side_to_leave(self._loops[number - 1], int(row.code)) if number else None
+        if side is None:
+            if row.state == abi.MoveState.WAITING:  # it was never asked, and so can have its return address back
+                words.append(Word(int(row.slot), self._table.landing, int(row.back)))
+                self._released.append(index)
+            return None
+        loop = self._loops[number - 1]
+        finder = self._finder([_code_of(loop, side)])
+        place = finder.find(thread, block)
+        if place is None:
+            raise NotNow(finder.doubts.get(thread.tid) or _at_work(self._process.pid, thread, loop).reason)
+        if row.state == abi.MoveState.STAYED:
+            self._released.append(index)
+        place = dataclasses.replace(place, loop=number - 1)
+        return _Found(place, side.entry, None if row.state == abi.MoveState.STAYED else index)
+
+    def _side_to_leave(self, loop: LoopRecord, entry: int) -> SideRecord | None:
+        """The code that a thread stands in; None if it is that which the change puts in force."""
+        now = side_in_force(self._process, loop)
+        if self._after.get(loop.home) == entry and (now is None or now.entry != entry):
+            return None
+        return next((side for side in loop.sides if side.entry == entry), None)
+
+    def _number(self, row: abi.Move) -> int:
+        return next((number for number, loop in enumerate(self._loops, 1) if loop.home == row.entry), 0)
+
+    def _standing(self, thread: ThreadState, place: InLoop) -> Standing:
+        if not self._drops(place):
+            return Standing(place.loop + 1)
+        if place.asleep is None:
+            raise _at_work(self._process.pid, thread, self._loops[place.loop])
+        return Standing(place.loop + 1, place.asleep.slot)
 
     def explain(self, problem: NotNow) -> NotNow:
         """See :class:`hotupgrade.target.request.Mover`."""
@@ -141,31 +238,42 @@ class Restart:
     def _drops(self, place: InLoop) -> bool:
         return Door(self._loops[place.loop].door) is Door.SLEEP
 
-    def _prepared(self, found: Sequence[InLoop], standing: dict[int, Standing]) -> Departure:
-        words = self._unasked()
+    def _prepared(self, found: Sequence[_Found], standing: dict[int, Standing], words: list[Word]) -> Departure:
         groups: dict[object, _Group] = {}
         self._placed = []
-        for place in found:
-            loop = self._loops[place.loop]
-            self._require_own(loop, place)
-            group = groups.setdefault(self._key(loop, place), _Group(loop))
-            group.threads.append(place)
+        for one in found:
+            loop = self._loops[one.place.loop]
+            self._require_own(loop, one.place)
+            group = groups.setdefault(self._key(loop, one.place), _Group(loop))
+            group.threads.append(one)
             group.loops.append(loop)
-        after: list[list[Operation]] = []
+        after: list[Operation] = []
         patience = 0.0
         for group in groups.values():
-            first = self._table.put(
-                [self._row(group, place, loop) for place, loop in zip(group.threads, group.loops, strict=True)]
-            )
-            for index, (place, loop) in enumerate(zip(group.threads, group.loops, strict=True)):
-                self._placed.append((first + index, loop, place))
-                slot = place.asleep if self._drops(place) and place.asleep else place
-                words.append(Word(slot.slot, slot.back, self._table.landing))
+            words += self._put(group)
+            self._placed += [(row, *place[::-1]) for row, place in zip(group.rows, group.places, strict=True)]
             if Door(group.loop.door) is not Door.SLEEP:
-                after.append(self._operations(group, first))
-                patience += 2 * group.loop.limit_us / 1e6
-        operations = [operation for group in after for operation in group]
-        return Departure(standing, words, operations, patience, any(loop.hold_main for _, loop, _ in self._placed))
+                after += self._operations(group)
+                patience += 2 * len(group.runs) * group.loop.limit_us / 1e6
+        return Departure(standing, words, after, patience, any(loop.hold_main for _, loop, _ in self._placed))
+
+    def _put(self, group: _Group) -> list[Word]:
+        """Have a row for each thread of a group; returns the words that lead them here."""
+        pairs = zip(group.threads, group.loops, strict=True)
+        fresh = [self._row(group, found, loop) for found, loop in pairs if found.row is None]
+        first = self._table.put(fresh) if fresh else 0
+        free = iter(range(first, first + len(fresh)))
+        words = []
+        for found in group.threads:
+            if found.row is not None:
+                self._table.renew(found.row, time.monotonic_ns() + _PATIENCE_NS)
+                group.rows.append(found.row)
+                continue
+            group.rows.append(next(free))
+            place = found.place
+            slot = place.asleep if self._drops(place) and place.asleep else place
+            words.append(Word(slot.slot, slot.back, self._table.landing))
+        return words
 
     def _key(self, loop: LoopRecord, place: InLoop) -> object:
         door = Door(loop.door)
@@ -189,7 +297,12 @@ class Restart:
             )
             raise NotNow(Reason("loop-unproven", str(place.tid), text))
 
-    def _row(self, group: _Group, place: InLoop, loop: LoopRecord) -> abi.Move:
+    def _entry_in_force(self, loop: LoopRecord) -> int:
+        side = side_in_force(self._process, loop)
+        return side.entry if side is not None else 0
+
+    def _row(self, group: _Group, found: _Found, loop: LoopRecord) -> abi.Move:
+        place = found.place
         drops = place.asleep if self._drops(place) else None
         row = abi.Move(
             state=abi.MoveState.WAITING,
@@ -205,6 +318,7 @@ class Restart:
             leaving=self._at(loop.leaving, place.argument) if loop.leaving else 0,
             clears=min(len(loop.clear), 2),
             patience_ns=time.monotonic_ns() + _PATIENCE_NS,
+            code=found.code,
         )
         for index, address in enumerate(drops.kept if drops else ()):
             row.kept[index] = address
@@ -213,20 +327,24 @@ class Restart:
             row.clear_size[index], row.clear_value[index] = where.size, value
         return row
 
-    def _operations(self, group: _Group, first: int) -> list[Operation]:
+    def _operations(self, group: _Group) -> list[Operation]:
         """Ask, wait, let in; and what takes it back.  The last operation ends the list."""
-        loop, count = group.loop, len(group.threads)
-        limit = int(loop.limit_us * ticks_per_us(self._clocks))
+
+        def each(kind: abi.OpKind) -> list[Operation]:
+            return [Operation(kind, first, (count,)) for first, count in group.runs]
+
+        limit = int(group.loop.limit_us * ticks_per_us(self._clocks))
         undo = [*self._put_back(group), *self._clear(group)]
-        undo += [Operation(abi.OpKind.REVOKE, first, (count,)), Operation(abi.OpKind.ENTER, first, (count,))]
-        undo.append(Operation(abi.OpKind.END))
-        going = [Operation(abi.OpKind.ASK, first, (count,)), *self._ask(group)]
-        entering = [*self._put_back(group), Operation(abi.OpKind.ENTER, first, (count,))]
-        # Distances to the first operation of "undo".
-        going.append(Operation(abi.OpKind.LAND, first, (count, limit, len(entering) + 3)))
-        going += entering
-        going.append(Operation(abi.OpKind.ARRIVE, first, (count, limit, 2)))
-        going += [Operation(abi.OpKind.SKIP, len(undo)), *undo]
+        undo += [*each(abi.OpKind.REVOKE), *each(abi.OpKind.ENTER), Operation(abi.OpKind.END)]
+        going = [*each(abi.OpKind.ASK), *self._ask(group), *each(abi.OpKind.LAND)]
+        going += [*self._put_back(group), *each(abi.OpKind.ENTER), *each(abi.OpKind.ARRIVE)]
+        going.append(Operation(abi.OpKind.SKIP, len(undo)))
+        for index, operation in enumerate(going):
+            if operation.kind in (abi.OpKind.LAND, abi.OpKind.ARRIVE):
+                to_undo = len(going) - index
+                arguments = (*operation.arguments, limit, to_undo)
+                going[index] = dataclasses.replace(operation, arguments=arguments)
+        going += undo
         return [*self._expectations(group, len(going)), *going]
 
     def _expectations(self, group: _Group, distance: int) -> list[Operation]:
@@ -236,7 +354,7 @@ class Restart:
         """
         wanted = [
             (self._at(loop.leaving, place.argument), loop.leaving.size)
-            for place, loop in zip(group.threads, group.loops, strict=True)
+            for place, loop in group.places
             if loop.leaving is not None
         ]
         return [
@@ -246,7 +364,7 @@ class Restart:
 
     def _ask(self, group: _Group) -> list[Operation]:
         operations = []
-        for place, loop in zip(group.threads, group.loops, strict=True):
+        for place, loop in group.places:
             for where, value in loop.ask:
                 operations.append(_store(self._at(where, place.argument), where.size, value))
             for function, where in loop.wake:
@@ -270,7 +388,7 @@ class Restart:
     def _clear(self, group: _Group) -> list[Operation]:
         return [
             _store(self._at(where, place.argument), where.size, value)
-            for place, loop in zip(group.threads, group.loops, strict=True)
+            for place, loop in group.places
             for where, value in loop.clear
         ]
 
@@ -278,7 +396,7 @@ class Restart:
         """The ends of the latch's pipe, for reading and for writing."""
         if group.loop.latch is None:
             return None
-        raw = self._process.read(self._at(group.loop.latch, group.threads[0].argument), 8)
+        raw = self._process.read(self._at(group.loop.latch, group.threads[0].place.argument), 8)
         read_end, write_end = struct.unpack("<ii", raw)
         return read_end, write_end
 
@@ -313,16 +431,6 @@ class Restart:
         """After a stop that was made: rows of slots that it has given back are free."""
         for index in self._released:
             self._table.set_state(index, abi.MoveState.FREE)
-
-    def _unasked(self) -> list[Word]:
-        """Slots of threads that were never asked to leave, and so can have their return address back."""
-        words = []
-        self._released = []
-        for index, row in enumerate(self._table.rows()):
-            if row.state == abi.MoveState.WAITING and not row.drop:
-                words.append(Word(int(row.slot), self._table.landing, int(row.back)))
-                self._released.append(index)
-        return words
 
 
 _MASK = (1 << 64) - 1
@@ -370,9 +478,14 @@ def _signed(displacement: int) -> int:
     return (displacement & 0xFFFFFFFF) - (1 << 32) if displacement & 0x80000000 else displacement & 0xFFFFFFFF
 
 
-def side_in_force(process: Process, loop: LoopRecord) -> SideRecord | None:
-    """The code that the loop's home leads to now."""
-    target = jump_target(loop.home, process.read(loop.home, JUMP_SIZE))
+def side_in_force(process: Process, loop: LoopRecord, words: Sequence[Word] = ()) -> SideRecord | None:
+    """The code that the loop's home leads to now, or with these words replaced."""
+    first = loop.home // 8 * 8
+    content = bytearray(process.read(first, 16))
+    for word in words:
+        if word.address in (first, first + 8):
+            content[word.address - first : word.address - first + 8] = word.new.to_bytes(8, "little")
+    target = jump_target(loop.home, bytes(content[loop.home - first : loop.home - first + JUMP_SIZE]))
     by_entry = {side.entry: side for side in loop.sides}
     return by_entry.get(target or 0) or by_entry.get(loop.home)
 
@@ -382,6 +495,10 @@ def _code(process: Process, loop: LoopRecord) -> LoopCode:
     if side is None:
         text = f"process {process.pid}: {loop.function} leads to code that no upgrade has brought"
         raise NotNow(Reason("loop-unproven", loop.function, text))
+    return _code_of(loop, side)
+
+
+def _code_of(loop: LoopRecord, side: SideRecord) -> LoopCode:
     return LoopCode(loop.function, loop.home, tuple(side.ranges), frozenset(side.sleeps))
 
 

@@ -40,7 +40,11 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
     """
     begin = time.monotonic()
     with Session(pid, exclusive=True) as session:
-        if session.agent is None or not session.ledger.generations:
+        if session.ledger.generations or session.ledger.unsettled is not None:
+            own_folder(journal.state_folder())
+            recover(session.require_agent(timeout), session.ledger, session.modules)
+            settle(session, session.require_agent(timeout), timeout)
+        if not session.ledger.generations:
             raise Refused(
                 Reason(
                     "nothing-to-roll-back",
@@ -48,9 +52,6 @@ def rollback(pid: int, timeout: float = 10.0) -> Document:
                     f"process {pid} runs what it started with; there is nothing to roll back",
                 )
             )
-        own_folder(journal.state_folder())
-        recover(session.require_agent(timeout), session.ledger, session.modules)
-        settle(session, session.require_agent(timeout), timeout)
         generation = session.ledger.generations[-1]
         if generation.one_way:
             raise Refused(
@@ -113,7 +114,9 @@ def _undo(session: Session, generation: Generation, timeout: float, begin: float
     except NotNow:
         redone = msgspec.structs.replace(there, unsettled=_unsettled(generation, last=False))
         try:
-            _, again = _switch(session, _redone(session.process, generation), redone, generation, timeout, time.monotonic())
+            _, again = _switch(
+                session, _redone(session.process, generation), redone, generation, timeout, time.monotonic()
+            )
             if again is not None:
                 conclude(session, again, timeout)
         except NotNow as problem:

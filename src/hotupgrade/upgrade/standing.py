@@ -63,8 +63,9 @@ def _standing(
     led = {int(row.slot): int(row.back) for row in table.led_here()} if table is not None else {}
     codes = [LoopCode(function.function, function.home, function.ranges) for function in functions]
     finder = LoopFinder(process, unwinder_of(session), codes, led)
+    maps = process.maps()
     for thread in threads:
-        block = thread_pointer(process, thread.tid)
+        block = thread_pointer(process, thread.tid, maps)
         place = finder.find(thread, block) if block is not None else None
         if place is not None:
             yield thread, functions[place.loop]

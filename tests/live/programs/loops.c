@@ -289,6 +289,23 @@ static void *stubborn_main(void *argument)
     return w;
 }
 
+/* The same, by a safe point that it does not come to. */
+static void *deaf_main(void *argument)
+{
+    struct worker *w = argument;
+    enter(w);
+    while (!w->stop) {
+        if (!w->refuses) {
+            HOTUPGRADE_SAFE_POINT(NULL);
+        }
+        long item = take();
+        finish(w, item, STUBBORN);
+        w->odd += STUBBORN - 1;
+        nap(1);
+    }
+    return w;
+}
+
 /* Nothing is known of it. */
 static void *wild_main(void *argument)
 {
@@ -305,7 +322,7 @@ static void *wild_main(void *argument)
 
 /* For the tests. */
 
-enum { BUSY, DIRECT, LATCHED, OTHER, SAFE, SLEEPING, STUBBORN_ONE, WILD_ONE, KINDS };
+enum { BUSY, DEAF, DIRECT, LATCHED, OTHER, SAFE, SLEEPING, STUBBORN_ONE, WILD_ONE, KINDS };
 
 static const struct kind {
     const char *name;
@@ -313,6 +330,7 @@ static const struct kind {
     bool endless;
 } kinds[KINDS] = {
     [BUSY] = {"busy", busy_main, false},
+    [DEAF] = {"deaf", deaf_main, false},
     [DIRECT] = {"direct", direct_main, false},
     [LATCHED] = {"latched", latched_main, false},
     [OTHER] = {"other", other_main, false},
@@ -343,6 +361,11 @@ static long begin(const struct kind *kind, long count)
 EXPORT long begin_busy(long count)
 {
     return begin(&kinds[BUSY], count);
+}
+
+EXPORT long begin_deaf(long count)
+{
+    return begin(&kinds[DEAF], count);
 }
 
 EXPORT long begin_direct(long count)
