@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ KINDS = ("cold", "warm")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
 def main(commit: str, now: str, turns: int, output: Path) -> None:
     """Compare how long a check takes with how long it took at COMMIT."""
+    signal.signal(signal.SIGTERM, _leave)  # the trees and the switch are removed, however the run ends
     commit, now = _short(commit), _short(now)
     subprocess.run(BUILD_LOOPS, check=True)
     results = []
@@ -117,6 +119,10 @@ def _check(pid: int, cache: Path, files: list[Path], source: Path) -> dict[str, 
     if Path(found["from"]).parent != source:
         raise RuntimeError(f"it was {found['from']} that was asked, not {source}")
     return found
+
+
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _short(commit: str) -> str:
