@@ -25,7 +25,31 @@ def entry_branches(name: str, old: Sequence[OldLoop]) -> Iterator[Reason]:
             yield Reason("loop-entry-branch", name, text)
 
 
-def callee_prototypes(name: str, old: Sequence[OldLoop]) -> Iterator[Reason]:
+def callees(name: str, old: Sequence[OldLoop]) -> Iterator[Reason]:
+    """Functions that the old loop cannot call when they are new already."""
+    yield from _prototypes(name, old)
+    yield from _conventions(name, old)
+
+
+def _conventions(name: str, old: Sequence[OldLoop]) -> Iterator[Reason]:
+    """Local functions that changed and whose address was given away: their entry must lead to the new code, but who
+    calls them directly may count on what the compiler saw in the old (gcc's -fipa-ra)."""
+    seen: set[str] = set()
+    for loop in old:
+        entities = loop.code.build.entities
+        for row in sorted(_reached(loop)):
+            callee = entities.names[row]
+            if not entities.exported[row] and callee not in seen:
+                seen.add(callee)
+                text = (
+                    f"{callee} changed, and {name}, which changed too, calls it directly while its address is used as "
+                    f"well; until its thread has left, {name} would call the new one and may count on registers that "
+                    f"the old one left alone: upgrade {callee} first, or {name} first, or leave one of the changes out"
+                )
+                yield Reason("loop-callee-convention", callee, text)
+
+
+def _prototypes(name: str, old: Sequence[OldLoop]) -> Iterator[Reason]:
     """Functions that the old loop would call in the old way when they are new already.
 
     Until its thread has moved, the old loop and the old local functions that it calls lead to the new code of every

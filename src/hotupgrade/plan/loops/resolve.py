@@ -9,7 +9,7 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.debug.model import plain
 from hotupgrade.errors import Reason
 from hotupgrade.plan.copies import present
-from hotupgrade.plan.loops.checks import callee_prototypes, entry_branches
+from hotupgrade.plan.loops.checks import callees, entry_branches
 from hotupgrade.plan.loops.code import Code, Functions, WrongFunction
 from hotupgrade.plan.loops.model import Door, LoopPlan, LoopSide, Place, Site, SiteKind, Store
 from hotupgrade.plan.loops.paths import Located, Types, WrongPath
@@ -120,7 +120,7 @@ class _Profiled:
         if not self._old:
             return None, []  # no thread can be in it
         reasons = [self._refusal(error) for error in self._mismatches(new)]
-        reasons += [*entry_branches(profile.function, self._old), *callee_prototypes(profile.function, self._old)]
+        reasons += [*entry_branches(profile.function, self._old), *callees(profile.function, self._old)]
         try:
             places = self._places(new)
             found = skips(profile, self._old, new)
@@ -331,7 +331,7 @@ def _flagged(point: SafePoint) -> tuple[LoopPlan | None, list[Reason]]:
         for code in codes
         if not code.returns
     ]
-    reasons += [*point.faults, *entry_branches(name, point.old), *callee_prototypes(name, point.old)]
+    reasons += [*point.faults, *entry_branches(name, point.old), *callees(name, point.old)]
     if reasons:
         return None, reasons
     plan = LoopPlan(

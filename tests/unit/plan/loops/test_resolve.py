@@ -381,6 +381,18 @@ def test_a_callee_that_a_local_function_calls(compiler: Compiler, tmp_path: Path
     assert resolved(compiler, tmp_path, profile, old, new).refusal[0] == "loop-callee-prototype"
 
 
+def test_a_local_callee_whose_address_is_used(compiler: Compiler, tmp_path: Path) -> None:
+    """Its entry leads to the new code, but the loop's direct call may count on registers that the old one leaves."""
+    profile = BY_FIELDS.replace('["work"]', '["step"]')
+    loop = FIELDS.replace("work(w,", "step(w,")
+    kept = STEP.replace(" CALLED", "") + "long (*kept)(struct worker *, int) = step;\n"
+    old = source(loop, 1, more=kept)
+    code, text = resolved(compiler, tmp_path, profile, old, source(loop, 2, more=kept.replace("* n", "+ n"))).refusal
+    assert code == "loop-callee-convention"
+    assert "step changed, and worker_main" in text
+    assert resolved(compiler, tmp_path, profile, old, source(loop, 2, more=kept)).plan.door is Door.FIELDS
+
+
 def test_a_local_callee_changes_with_the_loop(compiler: Compiler, tmp_path: Path) -> None:
     """Its address is not taken, so the old loop goes on calling the old one."""
     local = "noinline)) static long"
