@@ -67,12 +67,12 @@ class _Reader:
         for unit in self._units:
             atomics &= unit.version >= 5
             covered += ranges_of(unit)
-            files = dict.fromkeys(_file(importer.root) for importer in self._units.importers(unit))
-            numbers = [self._files.setdefault(file, len(self._files)) for file in files]
+            # A unit that several import says the same of each of their files.
+            names = dict.fromkeys(_file(importer.root) for importer in self._units.importers(unit))
+            files = {name: self._files.setdefault(name, len(self._files)) for name in names}
             for entry in unit.load().values():
                 if entry.tag in _LOOKED_AT:
-                    for file, number in zip(files, numbers, strict=True):
-                        self._add(entry, file, number)
+                    self._add(entry, files)
         return Debug(
             atomics=atomics,
             covered=merged(covered),
@@ -89,12 +89,15 @@ class _Reader:
             constants=[(*key, list(values)) for key, values in sorted(self._constants.items())],
         )
 
-    def _add(self, entry: Entry, file: str, number: int) -> None:
+    def _add(self, entry: Entry, files: Mapping[str, int]) -> None:
+        """``files``: those that the entry is part of, with their numbers."""
         tag = entry.tag
         if tag == Tag.VARIABLE:
-            self._add_variable(entry, file)
+            for file in files:
+                self._add_variable(entry, file)
         elif tag == Tag.SUBPROGRAM:
-            self._add_function(entry, file)
+            for file in files:
+                self._add_function(entry, file)
         elif tag == Tag.TYPEDEF:
             target = names_in(type_of(entry))
             if target and type_of(entry) == f"`{target[0]}`":
@@ -105,11 +108,12 @@ class _Reader:
             if name:
                 found = define(entry)
                 index = self._definitions.setdefault(found, len(self._definitions))
-                self._types[name][index][number] = None
+                self._types[name][index].update(dict.fromkeys(files.values()))
             elif tag == Tag.ENUMERATION:
                 values = enumerators_of(entry)
                 for enumerator, value in values:
-                    self._constants[scope_of(entry) + enumerator, file, len(values) == 1][value] = None
+                    for file in files:
+                        self._constants[scope_of(entry) + enumerator, file, len(values) == 1][value] = None
 
     def _add_variable(self, entry: Entry, file: str) -> None:
         location = entry.values.get(At.LOCATION)
