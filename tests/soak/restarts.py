@@ -150,8 +150,9 @@ def _there_and_back(driver: Driver, switch: Switch, files: Sequence[Path], numbe
         if answer.outcome == "refused" and command == "rollback":
             continue  # the upgrade before it was not possible then
         assert answer.code == DONE, str(answer)
-        numbers.done[command] += 1
-        numbers.count(answer.document)
+        if answer.outcome == "done":  # the rollback before it may not have been possible
+            numbers.done[command] += 1
+            numbers.count(answer.document)
 
 
 def _kill_once(
