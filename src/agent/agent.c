@@ -15,6 +15,7 @@
 #define SYS_close 3
 #define SYS_rt_sigpending 127
 #define SYS_sigaltstack 131
+#define SYS_gettid 186
 #define SYS_futex 202
 #define SYS_sched_setaffinity 203
 #define SYS_sched_getaffinity 204
@@ -711,15 +712,17 @@ static void put(uint64_t address, uint64_t size, uint64_t value)
 }
 
 /* Wait for the others of the group.  Whoever waits here has left the old code, so that going on is never wrong: only
- * what the group was asked to leave by has to be put back before. */
+ * what the group was asked to leave by has to be put back before.  In a child that was forked on the way there is
+ * nobody to wait for. */
 static void wait_for_group(struct hu_move *move)
 {
     struct timespec_kernel moment;
-    if (load(&move->state) == HU_MOVE_LANDED) {
+    int alone = (uint64_t)system0(SYS_gettid) != move->tid;
+    if (load(&move->state) == HU_MOVE_LANDED && !alone) {
         __atomic_add_fetch(&hu_mailbox.landed, 1, __ATOMIC_ACQ_REL);
         wake(&hu_mailbox.landed);
     }
-    for (;;) {
+    while (!alone) {
         system2(SYS_clock_gettime, 1 /* CLOCK_MONOTONIC */, &moment);
         if (load(&move->state) != HU_MOVE_LANDED ||
             (uint64_t)moment.seconds * 1000000000 + (uint64_t)moment.nanoseconds > move->patience_ns) {

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -59,13 +60,16 @@ struct worker {
     long entered;          /* how often it did so, at the top */
     long odd;              /* turns that only newer builds count */
     atomic_long done, sum;
-    long *own; /* its thread-local counter */
+    long childhood; /* in a forked child: turns */
+    long *own;      /* its thread-local counter */
 };
 
 static struct worker workers[MOST_WORKERS];
 static struct pool pool;
 static int n_workers;
 static atomic_long taken, sum_taken, attached, detached, made, dropped, wrong;
+static atomic_long children, children_lost;
+static volatile long nap_ms = 20; /* of sleeping workers */
 static _Thread_local long mine;
 
 /* What the loops call. */
@@ -139,6 +143,29 @@ static SAME void nap(long ms)
 {
     struct timespec t = {ms / 1000, ms % 1000 * 1000000};
     clock_nanosleep(CLOCK_MONOTONIC, 0, &t, NULL);
+}
+
+static SAME void enter_even_in_a_child(struct worker *w)
+{
+    if (w->childhood) {
+        w->tid = gettid();
+    }
+    enter(w);
+}
+
+/* A process that is no child of ours would be one that nobody waits for. */
+static SAME void bear(struct worker *w)
+{
+    int status;
+    while (waitpid(-1, &status, WNOHANG) > 0) {
+        children++;
+        children_lost += !WIFEXITED(status) || WEXITSTATUS(status);
+    }
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(2); /* who waits for ever is lost */
+        w->childhood = 1;
+    }
 }
 
 /* The loops. */
@@ -222,7 +249,7 @@ static void *sleeping_main(void *argument)
         sums[item % 4] += item;
         w->odd += sums[item % 4] > 0;
 #endif
-        nap(20);
+        nap(nap_ms);
     }
     return NULL;
 }
@@ -267,6 +294,26 @@ static void *direct_main(void *argument)
 #if VERSION > 1
         w->odd += VERSION;
 #endif
+    }
+    return w;
+}
+
+/* Has children, which go on in its loop for a while, whatever became of it in the parent. */
+static void *forking_main(void *argument)
+{
+    struct worker *w = argument;
+    enter_even_in_a_child(w);
+    while (!w->stop) {
+        HOTUPGRADE_SAFE_POINT(NULL);
+        finish(w, take(), VERSION);
+        if (w->childhood) {
+            if (++w->childhood > 30) {
+                _exit(0);
+            }
+        } else if (w->done % 4 == 0) {
+            bear(w);
+        }
+        nap(1);
     }
     return w;
 }
@@ -322,7 +369,7 @@ static void *wild_main(void *argument)
 
 /* For the tests. */
 
-enum { BUSY, DEAF, DIRECT, LATCHED, OTHER, SAFE, SLEEPING, STUBBORN_ONE, WILD_ONE, KINDS };
+enum { BUSY, DEAF, DIRECT, FORKING, LATCHED, OTHER, SAFE, SLEEPING, STUBBORN_ONE, WILD_ONE, KINDS };
 
 static const struct kind {
     const char *name;
@@ -332,6 +379,7 @@ static const struct kind {
     [BUSY] = {"busy", busy_main, false},
     [DEAF] = {"deaf", deaf_main, false},
     [DIRECT] = {"direct", direct_main, false},
+    [FORKING] = {"forking", forking_main, false},
     [LATCHED] = {"latched", latched_main, false},
     [OTHER] = {"other", other_main, false},
     [SAFE] = {"safe", safe_main, false},
@@ -373,6 +421,11 @@ EXPORT long begin_direct(long count)
     return begin(&kinds[DIRECT], count);
 }
 
+EXPORT long begin_forking(long count)
+{
+    return begin(&kinds[FORKING], count);
+}
+
 EXPORT long begin_latched(long count)
 {
     return begin(&kinds[LATCHED], count);
@@ -401,6 +454,47 @@ EXPORT long begin_stubborn(long count)
 EXPORT long begin_wild(long count)
 {
     return begin(&kinds[WILD_ONE], count);
+}
+
+EXPORT long set_nap(long ms)
+{
+    nap_ms = ms;
+    return ms;
+}
+
+/* One after the other, with a pause between. */
+EXPORT long breed_safe(long count)
+{
+    for (; count > 0; count--) {
+        begin(&kinds[SAFE], 1);
+        nap(6);
+    }
+    return n_workers;
+}
+
+/* The program ends some of its workers: those with an even number, which it forgets then. */
+EXPORT long end_even(long unused UNUSED)
+{
+    long ended = 0;
+    for (int i = 0; i < n_workers; i += 2) {
+        workers[i].stop = true;
+        nap(1);
+    }
+    for (int i = 0; i < n_workers; i += 2) {
+        void *result;
+        ended += !pthread_join(workers[i].thread, &result) && result == &workers[i];
+    }
+    return ended;
+}
+
+EXPORT long lost_children(long unused UNUSED)
+{
+    return children_lost;
+}
+
+EXPORT long count_children(long unused UNUSED)
+{
+    return children;
 }
 
 EXPORT long version(long unused UNUSED)

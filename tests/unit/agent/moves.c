@@ -89,6 +89,11 @@ static void landing(void)
     on = land(2, HU_MOVE_LEAVING);
     CHECK(!went_home(&on, 2) && move->state == HU_MOVE_ENTERED && nanoseconds() >= move->patience_ns);
     CHECK(hu_mailbox.landed == 1);
+    /* A child that was forked on the way is another thread, and alone. */
+    move->patience_ns = nanoseconds() + 20000000000;
+    move->tid++;
+    on = land(2, HU_MOVE_LEAVING);
+    CHECK(!went_home(&on, 2) && move->state == HU_MOVE_ENTERED && hu_mailbox.landed == 1);
 }
 
 static void dropping(void)
