@@ -34,7 +34,6 @@ from hotupgrade.binary.elf import (
 from hotupgrade.binary.exceptions import ExceptionTable, exception_tables
 from hotupgrade.binary.model import I32, U8, Flags, Kind, References, Section
 from hotupgrade.binary.relocations import (
-    Relocation,
     array_of_functions,
     read_code_records,
     read_dynamic_relocations,
@@ -107,8 +106,8 @@ class Build:
         frame = self.sections.get(".eh_frame")
         stored = frame and 0 < frame.size <= elf.stored_from(frame.vaddr)
         self.eh_frame = (frame.vaddr, frame.size) if frame and stored and frame.vaddr else None
-        # Linked with --emit-relocs: only then thread-local offsets in the code are known.
-        self._tls_records = read_code_records(elf, Relocation.DTPOFF32)
+        # Linked with --emit-relocs: thread-local offsets in the code need not be found by data flow then.
+        self._tls_records = read_code_records(elf)
         self.has_relocation_records = self._tls_records is not None
         self.facts_store: FactsStore | None = None  # where an earlier run may have left the facts about the code
         self._facts: CodeFacts | None = None

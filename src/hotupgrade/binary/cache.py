@@ -27,7 +27,7 @@ from hotupgrade.binary.debug.model import Debug, checked
 from hotupgrade.binary.model import Form, References, TargetKind
 from hotupgrade.binary.separate.find import NOWHERE, Search
 
-FORMAT = 7  # raise it whenever the meaning of an entry or the way to find its contents changes
+FORMAT = 8  # raise it whenever the meaning of an entry or the way to find its contents changes
 MAGIC = b"hotupgrade cache\0"
 DIGEST = 32
 MAX_ENTRIES = 1024
@@ -254,6 +254,9 @@ class _Store:
         arrays["access"] = facts.access
         arrays["undecodable"] = np.array(sorted(facts.undecodable), np.int64)
         arrays["tables"] = np.array([(t.vaddr, t.count, t.function, len(t.targets)) for t in tables], np.int64)
+        arrays["unproven"] = np.array(facts.unproven, np.int64)
+        arrays["doubtful"] = np.array(facts.doubtful, np.int64)
+        arrays["block_slots"] = np.array(sorted(facts.block_slots), np.int64)
         arrays["table_targets"] = np.array([row for t in tables for row in t.targets], np.int64)
         self._cache.put(entry(cache_key("code", build), arrays))
 
@@ -296,7 +299,29 @@ def _facts(build: Build, found: Entry) -> CodeFacts:
     if any(len(c) != count or c.dtype.str != REFERENCE_COLUMNS[name] for name, c in columns.items()):
         raise ValueError("columns do not fit together")
     _check(build, columns, access, undecodable)
-    return CodeFacts(References(**columns), access, frozenset(undecodable.tolist()), tuple(_tables(build, found)))
+    return CodeFacts(
+        references=References(**columns),
+        access=access,
+        undecodable=frozenset(undecodable.tolist()),
+        jump_tables=tuple(_tables(build, found)),
+        unproven=_pairs(found.array("unproven"), build.span, len(build.entities)),
+        doubtful=_pairs(found.array("doubtful"), build.span, len(build.entities)),
+        block_slots=frozenset(_below(found.array("block_slots"), len(build.slots)).tolist()),
+    )
+
+
+def _pairs(array: Array, span: int, rows: int) -> tuple[tuple[int, int], ...]:
+    """Places in the code, each with a row."""
+    table = array.reshape(-1, 2)
+    _below(table[:, 0], span)
+    _below(table[:, 1], rows)
+    return tuple((vaddr, row) for vaddr, row in table.tolist())
+
+
+def _below(numbers: Array, limit: int) -> Array:
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < limit:
+        raise ValueError("numbers that the build cannot have")
+    return numbers
 
 
 def _check(build: Build, columns: Mapping[str, Array], access: Array, undecodable: Array) -> None:

@@ -13,6 +13,7 @@ from hotupgrade.binary.elf import SHF_ALLOC, SHF_EXECINSTR, SHF_TLS, SHF_WRITE, 
 from hotupgrade.binary.model import I32, I64, Entities, Flags, Form, Kind, References, TargetKind
 from hotupgrade.binary.references import CodeReferences, scan
 from hotupgrade.binary.relocations import GOT_SECTIONS, Relocation, relocation_target
+from hotupgrade.binary.thread_locals import ThreadLocals, find_thread_locals
 
 if TYPE_CHECKING:
     from hotupgrade.binary.build import Build
@@ -42,6 +43,10 @@ class CodeFacts:
     access: I32
     undecodable: frozenset[int]
     jump_tables: tuple[JumpTable, ...]
+    # See hotupgrade.binary.thread_locals.ThreadLocals
+    unproven: tuple[tuple[int, int], ...] = ()
+    doubtful: tuple[tuple[int, int], ...] = ()
+    block_slots: frozenset[int] = frozenset()
 
 
 class FactsStore(Protocol):
@@ -53,10 +58,23 @@ class FactsStore(Protocol):
 
 
 def read_code(build: Build, records: Table | None) -> CodeFacts:
+    """``records``: what the linker kept about thread-locals (--emit-relocs), if it did."""
     spans = build.function_spans
-    found = scan(build.image, spans.start.tolist(), spans.stop.tolist(), spans.row.tolist())
+    segments = build.executable and build.tls is not None
+    found = scan(build.image, spans.start.tolist(), spans.stop.tolist(), spans.row.tolist(), segments=segments)
     keep = _leaves_function(build, found)
-    references = _with_tls(build, _classified(build, found, keep), records)
+    plain = _classified(build, found, keep)
+    jump_tables = find_jump_tables(build, plain)
+    thread_locals = find_thread_locals(
+        build,
+        plain,
+        records,
+        families=_families(build.entities),
+        tables=jump_tables,
+        labels=[*found.target[~keep & (found.form == Form.LEA)].tolist(), *data_targets(build).tolist()],
+        segment_users=found.segment_users,
+    )
+    references = _merged(plain, thread_locals)
     access = np.zeros(len(references), np.int32)
     at = np.searchsorted(references.position, found.position[keep])
     access[at] = found.access[keep]
@@ -64,7 +82,10 @@ def read_code(build: Build, records: Table | None) -> CodeFacts:
         references=references,
         access=access,
         undecodable=frozenset(found.undecodable),
-        jump_tables=find_jump_tables(build, references),
+        jump_tables=jump_tables,
+        unproven=thread_locals.unproven,
+        doubtful=thread_locals.doubtful,
+        block_slots=thread_locals.block_slots,
     )
 
 
@@ -148,43 +169,27 @@ def _in_ranges(ranges: Sequence[tuple[int, int]], target: Addresses) -> Flags:
     return inside
 
 
-def _with_tls(build: Build, references: References, records: Table | None) -> References:
-    """Adds the displacements that hold thread-local offsets, as the link-time records name them."""
-    if records is None or not len(records) or build.executable:
-        # In an executable the linker has turned them into offsets from the thread pointer.
+def _merged(references: References, thread_locals: ThreadLocals) -> References:
+    """Adds the fields that hold thread-local offsets."""
+    fields = thread_locals.fields
+    if not fields:
         return references
-    position = records["vaddr"].astype(np.int64)
-    function = build.function_spans.find(position)
-    known = (function >= 0) & ~np.isin(position.astype(np.uint64), references.position)
-    position, function = position[known], function[known]
-    field = position[:, None] + np.arange(4)
-    offset = build.image[field].copy().view("<i4")[:, 0].astype(np.int64)
-    entity, addend = _thread_local_at(build, offset)
+    position = np.array([field.position for field in fields], np.int64)
+    target = np.array([field.target for field in fields], np.int64)
+    entity = np.array([field.row for field in fields], np.int32)
     columns = {
         "position": position.astype(np.uint64),
         "following": (position + 4).astype(np.uint64),
-        "form": np.full(len(position), Form.DTPOFF, np.uint8),
-        "target": offset.astype(np.uint64),
-        "function": function,
+        "form": np.array([field.form for field in fields], np.uint8),
+        "target": target.astype(np.uint64),
+        "function": np.array([field.function for field in fields], np.int32),
         "target_kind": np.where(entity >= 0, TargetKind.ENTITY, TargetKind.UNKNOWN).astype(np.uint8),
         "entity": entity,
-        "addend": addend,
+        "addend": np.array([field.addend for field in fields], np.int64),
     }
     merged = {name: np.concatenate([getattr(references, name), column]) for name, column in columns.items()}
     order = np.argsort(merged["position"], kind="stable")
     return References(**{name: column[order] for name, column in merged.items()})
-
-
-def _thread_local_at(build: Build, offset: Addresses) -> tuple[I32, I64]:
-    rows = np.flatnonzero(build.entities.kind == Kind.TLS)
-    if not len(rows):
-        return np.full(len(offset), -1, np.int32), np.zeros(len(offset), np.int64)
-    start = build.entities.address[rows].astype(np.int64)
-    at = np.searchsorted(start, offset, side="right") - 1
-    size = np.maximum(build.entities.size[rows].astype(np.int64), 1)
-    hit = (at >= 0) & (offset < start[at] + size[at])
-    entity = np.where(hit, rows[at], -1).astype(np.int32)
-    return entity, np.where(hit, offset - start[at], 0)
 
 
 # What follows from the references

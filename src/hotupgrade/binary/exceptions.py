@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,36 @@ class ExceptionTable:
     content: bytes
     encoding: int  # of the types
     types: tuple[int, ...]  # vaddrs (of a word that holds the address, where the encoding says so); 0 catches all
+
+
+def landing_pads(tables: Mapping[int, ExceptionTable]) -> Callable[[int], tuple[int, ...]]:
+    """Where an exception from a call lands, by the call's vaddr.  ``tables`` by the start of the code they are for."""
+    sites = [site for start, table in tables.items() for site in _call_sites(start, table)]
+
+    def landings(vaddr: int) -> tuple[int, ...]:
+        return tuple(pad for low, high, pad in sites if low <= vaddr < high)
+
+    return landings
+
+
+def _call_sites(start: int, table: ExceptionTable) -> list[tuple[int, int, int]]:
+    """(start, end, landing pad) of the ranges from which exceptions are caught; see :func:`_table`."""
+    reader = _Reader(table.content, 0)
+    found: list[tuple[int, int, int]] = []
+    try:
+        reader.byte()
+        if reader.byte() != OMIT:
+            reader.leb()
+        reader.byte()
+        size = reader.leb()
+        end = reader.at + size
+        while reader.at < end:
+            first, length, pad, _ = (reader.leb() for _ in range(4))
+            if pad:
+                found.append((start + first, start + first + length, start + pad))
+    except _UnreadableError:  # cannot be: it was read before
+        return []
+    return found
 
 
 class _UnreadableError(Exception):

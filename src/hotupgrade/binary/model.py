@@ -85,8 +85,12 @@ class Form(enum.IntEnum):
     MEMORY = 5  # any other disp32(%rip) operand: reads or writes
     CALL_MEMORY = 6  # call *disp32(%rip)
     JUMP_MEMORY = 7  # jmp *disp32(%rip)
-    DTPOFF = 8  # disp32 holding a TLS offset within the module's block (only known from relocation records)
+    DTPOFF = 8  # four bytes that hold a TLS offset: what is added to the start of the module's block
     SHORT = 9  # jmp/jcc rel8 to a neighbouring function: the field is one byte and cannot be re-pointed elsewhere
+    TPOFF = 10  # the same in an executable: what is added to the thread pointer, a negative number
+
+
+THREAD_LOCAL_FORMS = (Form.DTPOFF, Form.TPOFF)
 
 
 class TargetKind(enum.IntEnum):
@@ -104,7 +108,9 @@ class References:
     """Every place in the code that names an address outside its own function; sorted by ``position``.
 
     The four bytes at ``position`` (one byte for Form.SHORT) are a displacement; the address named is ``following +
-    displacement`` (for Form.DTPOFF: the displacement itself, a TLS offset; ``following`` then is the end of the field).
+    displacement``.  For Form.DTPOFF it is the displacement itself, a TLS offset; for Form.TPOFF, the displacement plus
+    :func:`hotupgrade.binary.thread_locals.below_thread_pointer`, a TLS offset too.  ``following`` then is the end of
+    the field, which may be an immediate operand as well.
     A ``lea`` of the function's own start is here too: it takes an address.
     """
 

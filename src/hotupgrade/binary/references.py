@@ -12,12 +12,14 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from iced_x86 import Decoder, Instruction, MemorySizeInfo, Mnemonic, OpKind
+from iced_x86 import Decoder, Instruction, MemorySizeInfo, Mnemonic, OpKind, Register
 
 from hotupgrade.binary.model import I32, U8, U64, Form
 
 NEAR_BRANCH = int(OpKind.NEAR_BRANCH64)
 LEA = int(Mnemonic.LEA)
+FS = int(Register.FS)
+NO_REGISTER = int(Register.NONE)
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,22 @@ class CodeReferences:
     function: I32
     access: I32  # bytes that a MEMORY reference reads or writes; 0 for other forms
     undecodable: tuple[int, ...]  # rows that hold bytes which are no instruction
+    segment_users: tuple[int, ...] = ()  # rows that use the thread pointer for more than what lies behind it
 
 
-def scan(image: U8, starts: Sequence[int], stops: Sequence[int], rows: Sequence[int]) -> CodeReferences:
-    """Disassembles disjoint ranges of ``image``, each owned by a row (a function)."""
+def scan(
+    image: U8, starts: Sequence[int], stops: Sequence[int], rows: Sequence[int], *, segments: bool = False
+) -> CodeReferences:
+    """Disassembles disjoint ranges of ``image``, each owned by a row (a function).
+
+    ``segments``: whether to look for uses of the thread pointer.
+    """
     operands: list[Instruction] = []
     branches: list[Instruction] = []
     operand_rows: list[int] = []
     branch_rows: list[int] = []
     undecodable: set[int] = set()
+    segment_users: set[int] = set()
     for start, stop, row in zip(starts, stops, rows, strict=True):
         before = len(operands), len(branches)
         for instruction in Decoder(64, image[start:stop].tobytes(), ip=start):
@@ -50,19 +59,30 @@ def scan(image: U8, starts: Sequence[int], stops: Sequence[int], rows: Sequence[
                     branches.append(instruction)
             elif instruction.is_invalid:
                 undecodable.add(row)
+            elif segments and instruction.segment_prefix == FS and _uses_thread_pointer(instruction):
+                segment_users.add(row)
         operand_rows.extend([row] * (len(operands) - before[0]))
         branch_rows.extend([row] * (len(branches) - before[1]))
     return _sorted(
         _operand_table(image, operands, operand_rows),
         _branch_table(branches, branch_rows),
         tuple(sorted(undecodable)),
+        tuple(sorted(segment_users)),
     )
 
 
 Columns = tuple[npt.NDArray[np.int64], ...]  # position, following, form, target, function, access
 
 
-def _sorted(operands: Columns, branches: Columns, undecodable: tuple[int, ...]) -> CodeReferences:
+def _uses_thread_pointer(instruction: Instruction) -> bool:
+    """Whether it may have to do with a thread-local: canaries and the like lie at fixed places behind the pointer."""
+    fixed = instruction.memory_base == NO_REGISTER == instruction.memory_index
+    return not fixed or not 0 < instruction.memory_displacement < 1 << 63
+
+
+def _sorted(
+    operands: Columns, branches: Columns, undecodable: tuple[int, ...], segment_users: tuple[int, ...]
+) -> CodeReferences:
     columns = [np.concatenate(pair) for pair in zip(operands, branches, strict=True)]
     order = np.argsort(columns[0], kind="stable")
     position, following, form, target, function, access = (column[order] for column in columns)
@@ -74,6 +94,7 @@ def _sorted(operands: Columns, branches: Columns, undecodable: tuple[int, ...]) 
         function=function.astype(np.int32),
         access=access.astype(np.int32),
         undecodable=undecodable,
+        segment_users=segment_users,
     )
 
 

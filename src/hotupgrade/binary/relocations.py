@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hotupgrade.binary.elf import RELA, SHF_ALLOC, SHF_EXECINSTR, Dt, ElfFile, SectionType, Table
+from hotupgrade.binary.elf import RELA, SHF_ALLOC, SHF_EXECINSTR, SYMBOL, Dt, ElfFile, SectionType, Table
 from hotupgrade.binary.model import DynamicRelocations, DynamicSymbol, Slot
 
 
@@ -27,8 +27,11 @@ class Relocation(enum.IntEnum):
     DTPMOD64 = 16
     DTPOFF64 = 17
     TPOFF64 = 18
+    TLSGD = 19
     DTPOFF32 = 21
+    GOTTPOFF = 22
     TPOFF32 = 23
+    GOTPC32_TLSDESC = 34
     TLSDESC = 36
     IRELATIVE = 37
 
@@ -41,6 +44,16 @@ WITHOUT_SYMBOL = (
     Relocation.TLSDESC,
     Relocation.TPOFF64,
 )
+# What the code may have been left for the linker with, where it needs the offset of a thread-local.
+THREAD_LOCAL_RECORDS = (
+    Relocation.TLSGD,
+    Relocation.DTPOFF32,
+    Relocation.GOTTPOFF,
+    Relocation.TPOFF32,
+    Relocation.GOTPC32_TLSDESC,
+)
+CODE_RECORD = np.dtype([("vaddr", "<u8"), ("type", "<u4"), ("symbol", "<i8"), ("addend", "<i8"), ("defined", "?")])
+STT_TLS = 6
 GOT_SECTIONS = (".got", ".got.plt")
 PLT_SECTIONS = (".plt", ".plt.got", ".plt.sec", ".plt.bnd", ".iplt")
 PLT_STUB = 16
@@ -97,10 +110,13 @@ def _packed_relative(elf: ElfFile) -> Table:
     return rows
 
 
-def read_code_records(elf: ElfFile, wanted: Relocation) -> Table | None:
-    """Link-time records (--emit-relocs) of one type over executable sections; None when the file has none at all."""
+def read_code_records(elf: ElfFile) -> Table | None:
+    """Link-time records (--emit-relocs) about thread-locals in executable sections; None when the file has none at all.
+
+    The linker keeps the type that the assembler wrote, whatever it made of the instruction since.
+    """
     headers = elf.section_table.headers
-    chosen = []
+    chosen = [np.zeros(0, CODE_RECORD)]
     present, read = False, 0
     for header in headers[headers["type"] == SectionType.RELA]:
         subject = int(header["info"])
@@ -114,13 +130,31 @@ def read_code_records(elf: ElfFile, wanted: Relocation) -> Table | None:
         if rest or read > len(elf.data):
             elf.corrupt("link-time relocation records have an impossible size")
         rows = elf.table(RELA, int(header["offset"]), count, "link-time relocation records")
-        chosen.append(rows[rows["type"] == wanted])
+        chosen.append(_code_records(elf, rows[np.isin(rows["type"], THREAD_LOCAL_RECORDS)], int(header["link"])))
     if not present:
         return None
-    rows = np.concatenate(chosen)
-    if (rows["vaddr"] > elf.span - 8).any():
+    found = np.concatenate(chosen)
+    if (found["vaddr"] > elf.span - 8).any():
         elf.corrupt("a link-time relocation record lies outside the segments")
-    return rows[np.argsort(rows["vaddr"], kind="stable")]
+    return found[np.argsort(found["vaddr"], kind="stable")]
+
+
+def _code_records(elf: ElfFile, rows: Table, link: int) -> Table:
+    headers = elf.section_table.headers
+    records = np.zeros(len(rows), CODE_RECORD)
+    if not len(rows):
+        return records
+    if not 0 < link < len(headers) or headers[link]["type"] != SectionType.SYMTAB:
+        elf.corrupt("link-time relocation records have no symbol table")
+    count = int(headers[link]["size"]) // SYMBOL.itemsize
+    symbols = elf.table(SYMBOL, int(headers[link]["offset"]), count, "the symbol table")
+    if (rows["symbol"] >= count).any():
+        elf.corrupt("a link-time relocation record names a symbol that does not exist")
+    named = symbols[rows["symbol"]]
+    records["vaddr"], records["type"], records["addend"] = rows["vaddr"], rows["type"], rows["addend"]
+    records["defined"] = (named["shndx"] != 0) & (named["info"] & 15 == STT_TLS)
+    records["symbol"] = named["value"].astype(np.int64)
+    return records
 
 
 def array_of_functions(

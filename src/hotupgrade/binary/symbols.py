@@ -57,6 +57,7 @@ LINKER_NAMES = frozenset(
         "_DYNAMIC",
         "_GLOBAL_OFFSET_TABLE_",
         "_PROCEDURE_LINKAGE_TABLE_",
+        "_TLS_MODULE_BASE_",
         "__TMC_END__",
         "__GNU_EH_FRAME_HDR",
         "__FRAME_END__",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from iced_x86 import FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I32, I64, Flags, Form, Kind, References, TargetKind
+from hotupgrade.binary.model import I32, I64, THREAD_LOCAL_FORMS, Flags, Form, Kind, References, TargetKind
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.plan.homes import NEW, Homes
 
@@ -175,7 +175,7 @@ def _is_only_use(build: Build, index: int) -> bool:
             return False
     relocations = build.dynamic_relocations
     pointers = np.isin(relocations.type, (Relocation.RELATIVE, Relocation.IRELATIVE)) & (relocations.addend == vaddr)
-    uses = (every.target == vaddr) & (every.form != Form.DTPOFF)
+    uses = (every.target == vaddr) & ~np.isin(every.form, THREAD_LOCAL_FORMS)
     return int(uses.sum()) == 1 and not pointers.any()
 
 

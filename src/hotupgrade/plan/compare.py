@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I32, Flags, Form, Kind, Segment, TargetKind
+from hotupgrade.binary.model import I32, THREAD_LOCAL_FORMS, Flags, Form, Kind, Segment, TargetKind
 from hotupgrade.errors import Reason
 from hotupgrade.plan.copies import of_undefined_instructions
 from hotupgrade.plan.entries import has_room
@@ -36,14 +36,17 @@ def compare(
     """
     if old_scopes is None and new_scopes is None and not (old.debug.missing or new.debug.missing):
         old_scopes, new_scopes = scopes_of(old), scopes_of(new)
-    recorded = old.has_relocation_records and new.has_relocation_records
-    old_shapes, new_shapes = shapes_of(old, recorded), shapes_of(new, recorded)
+    old_shapes, new_shapes = shapes_of(old), shapes_of(new)
     pairs = match(old_shapes, new_shapes, old_scopes, new_scopes)
     for old_row, new_row in migrated_pairs(old, new):
         pairs.new_of[old_row] = pairs.old_of[new_row] = -1  # whoever names it has changed, then
     meaning = Meaning(old, new, pairs)
     old_rows, new_rows = _function_pairs(old, new, pairs)
     equal = _equal_functions(meaning, old_shapes, new_shapes, old_rows, new_rows)
+    if not (tls_equal := _tls_equal(old, new, pairs)):
+        # Equal numbers, perhaps, but as offsets they mean other variables.
+        unproven = [{row for _, row in build.facts.unproven} for build in (old, new)]
+        equal &= ~np.isin(old_rows, list(unproven[0])) & ~np.isin(new_rows, list(unproven[1]))
     same = np.zeros(len(new.entities), np.bool_)
     same[new_rows[equal & (pairs.old_of[new_rows] == old_rows)]] = True
     closure = _Closure(old, new, pairs, loops)
@@ -65,7 +68,7 @@ def compare(
         ambiguous_new=pairs.ambiguous_new,
         resized=resized,
         initial_changed=initial,
-        tls_equal=_tls_equal(old, new, pairs),
+        tls_equal=tls_equal,
         notes=(*pairs.notes, *_undecodable(new), *_shifted_lines(meaning, same)),
     )
 
@@ -133,7 +136,9 @@ def _equal_references(meaning: Meaning, old_shapes: Shapes, new_shapes: Shapes, 
             int(new.function[pairs.new[i]]),
             int(old_shapes.access[pairs.old[i]]),
         )
-    unknown = np.flatnonzero(equal & (kind == TargetKind.UNKNOWN))
+    unnamed = np.isin(old.form[pairs.old], THREAD_LOCAL_FORMS) & equal & (kind == TargetKind.UNKNOWN)
+    equal[unnamed] = old_target[unnamed] == new_target[unnamed]
+    unknown = np.flatnonzero(equal & (kind == TargetKind.UNKNOWN) & ~unnamed)
     number = of_undefined_instructions(meaning.old, old.position[pairs.old[unknown]].astype(np.int64))
     ours = old_target - old.following[pairs.old].astype(np.int64)
     theirs = new_target - new.following[pairs.new].astype(np.int64)

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import I64, Flags, Kind, TargetKind
+from hotupgrade.binary.model import I64, THREAD_LOCAL_FORMS, Flags, Kind, TargetKind
 from hotupgrade.plan.boundary import end_pointers
 from hotupgrade.plan.model import Image
 from hotupgrade.plan.pieces import drawing_in
@@ -55,6 +55,7 @@ def unclear_code(build: Build) -> Flags:
     """Rows of functions that name places which have no name, or hold bytes that are no instructions."""
     references = build.references
     unknown = (references.target_kind == TargetKind.UNKNOWN) & (references.function >= 0)
+    unknown &= ~np.isin(references.form, THREAD_LOCAL_FORMS)  # offsets, which may well stay what they are
     places = np.flatnonzero(unknown)
     unknown[places] = ~of_undefined_instructions(build, references.position[places].astype(np.int64))
     unknown[end_pointers(build)] = False

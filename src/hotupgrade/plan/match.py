@@ -468,7 +468,7 @@ class Matcher:
     # 6. Last means, each only where it cannot do harm
 
     def _pair_thread_locals_by_layout(self) -> None:
-        """Without link-time records no code names a thread-local; an unchanged block is then the only evidence."""
+        """Code may name a thread-local in a way that proves nothing; an unchanged block is then the only evidence."""
         if _thread_local_layout(self.old) != _thread_local_layout(self.new):
             return
         place = {

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
-import iced_x86
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Form, Kind, References, TargetKind
+from hotupgrade.binary.model import THREAD_LOCAL_FORMS, Form, Kind, References, TargetKind
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.errors import Reason
 from hotupgrade.plan import tls
@@ -28,7 +27,6 @@ IDENTITY = ("alias-split", "variables-merged")
 
 _LISTED = 4  # names that a message lists before it says "and N more"
 _STT_GNU_IFUNC = 10
-_THREAD_POINTER = (int(iced_x86.Register.FS), int(iced_x86.Register.NONE))
 
 
 def refusals(case: Case, exempt: Collection[str] = frozenset()) -> list[Reason]:
@@ -179,7 +177,7 @@ def _storage(case: Case) -> Iterator[Reason]:
     for row in np.flatnonzero(np.isin(old.entities.kind, mutable) & (case.running.new_of < 0)).tolist():
         lost[_identity(old, row)].add(int(old.entities.kind[row]))
     used = case.used
-    if not new.has_relocation_records:
+    if new.facts.unproven:
         used = used | (new.entities.kind == Kind.TLS)  # code does not always tell which thread-local it means
     fresh = np.isin(new.entities.kind, mutable) & (case.homes.owner == NEW) & used
     for row in np.flatnonzero(fresh).tolist():
@@ -262,59 +260,56 @@ def _labels_in_variables(case: Case) -> Iterator[Reason]:
 
 
 def _thread_locals(case: Case) -> Iterator[Reason]:
-    if tls.moved(case.homes, case.new):
-        if not case.new.has_relocation_records:
-            yield from _local_dynamic(case)
-        yield from _local_exec(case)
-    elif _block_size(case.images[0].build) != _block_size(case.new):
-        yield from _local_exec(case)  # it counts from the end of the block
+    if not tls.moved(case.homes, case.images[0].build, case.new):
+        return  # whatever the code adds to whatever base, it finds what it means
+    yield from _unproven_thread_locals(case)
+    yield from _unnamed_thread_locals(case)
+    yield from _doubtful_thread_locals(case)
 
 
-def _local_dynamic(case: Case) -> Iterator[Reason]:
-    """Local-dynamic code adds offsets that only relocation records tell."""
+def _unproven_thread_locals(case: Case) -> Iterator[Reason]:
+    places: dict[int, list[int]] = defaultdict(list)
+    for vaddr, row in case.new.facts.unproven:
+        if case.selection.functions[row]:
+            places[row].append(vaddr)
+    for row, vaddrs in places.items():
+        text = (
+            "thread-local variables have other offsets in the new build, and it cannot be told whether"
+            f" {case.name(row)} counts on one at {', '.join(f'{vaddr:#x}' for vaddr in vaddrs[:_LISTED])}; link the new"
+            " build with -Wl,--emit-relocs"
+        )
+        yield Reason("tls-layout", case.name(row), text)
+
+
+def _unnamed_thread_locals(case: Case) -> Iterator[Reason]:
     every, index = case.selection.every, case.selection.references
-    blocks = [slot for slot in case.selection.slots if tls.is_whole_block(case.targets, slot)]
-    uses = (every.target_kind[index] == TargetKind.GOT) & np.isin(every.entity[index], blocks)
-    users = [case.name(row) for row in np.unique(every.function[index[uses]]).tolist()]
-    if users:
+    unnamed = np.isin(every.form[index], THREAD_LOCAL_FORMS) & (every.entity[index] < 0)
+    for row in np.unique(every.function[index[unnamed]]).tolist():
+        offsets = every.target[index[unnamed & (every.function[index] == row)]].astype(np.int64)[:_LISTED].tolist()
         text = (
-            f"thread-local variables have other offsets in the new build, and {_listing(users)} count on them; link the"
-            " new build with -Wl,--emit-relocs"
+            f"thread-local variables have other offsets in the new build, and {case.name(row)} uses what is at"
+            f" {', '.join(map(str, offsets))} in their block, which has no name; do not strip local symbols from the"
+            " new build"
         )
-        yield Reason("tls-layout", users[0], text)
+        yield Reason("tls-layout", case.name(row), text)
 
 
-def _local_exec(case: Case) -> Iterator[Reason]:
-    if not case.new.executable:
-        return
-    functions = np.flatnonzero(case.selection.functions).tolist()
-    users = [case.name(row) for row in functions if _counts_from_thread_pointer(case.new, row)]
-    if users:
+def _doubtful_thread_locals(case: Case) -> Iterator[Reason]:
+    """Where one thread-local ends and another begins, a pointer may mean either: no matter, unless they part."""
+    every = case.selection.every
+    for position, other in case.new.facts.doubtful:
+        place = int(np.searchsorted(every.position, position))
+        function, row = int(every.function[place]), int(every.entity[place])
+        if not case.selection.functions[function] or row < 0:
+            continue
+        distances = [tls.distance(case.homes, case.new, each) for each in (row, other)]
+        if None not in distances and distances[0] == distances[1]:
+            continue
         text = (
-            f"thread-local variables of the program have other places in the new build, and {_listing(users)} have"
-            " these places in their code"
+            f"{case.name(function)} takes an address that may be of {case.name(row)} or belong to {case.name(other)},"
+            " thread-local variables that are not neighbours any more; link the new build with -Wl,--emit-relocs"
         )
-        yield Reason("tls-layout", users[0], text)
-
-
-def _counts_from_thread_pointer(build: Build, row: int) -> bool:
-    """Local-exec access: a negative offset from the thread pointer, or the thread pointer taken as an address."""
-    entry = int(build.entities.address[row])
-    code = build.read(entry, int(build.extent[row]))
-    if b"\x64" not in code:
-        return False
-    return any(
-        not instruction.memory_displacement or instruction.memory_displacement >> 31
-        for instruction in iced_x86.Decoder(64, code, ip=entry)
-        if (int(instruction.memory_segment), int(instruction.memory_base)) == _THREAD_POINTER
-    )
-
-
-def _block_size(build: Build) -> int:
-    if build.tls is None:
-        return 0
-    alignment = max(build.tls.alignment, 1)
-    return -(-build.tls.memory_size // alignment) * alignment
+        yield Reason("tls-layout", case.name(function), text)
 
 
 # Addresses

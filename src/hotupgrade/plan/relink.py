@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotupgrade.binary.model import I32, I64, DynamicSymbol, Flags, Form, Kind, Slot, TargetKind
+from hotupgrade.binary.model import I32, I64, THREAD_LOCAL_FORMS, U8, DynamicSymbol, Flags, Form, Kind, Slot, TargetKind
 from hotupgrade.binary.relocations import Relocation
+from hotupgrade.binary.thread_locals import below_thread_pointer
 from hotupgrade.errors import Reason
 from hotupgrade.plan.bindings import Bindings
 from hotupgrade.plan.homes import NEW, Homes, unsized
@@ -68,6 +69,7 @@ class Linker:
         self._scene = scene
         self._selection = selection
         self._bindings = Bindings(images, scene)
+        self._below = below_thread_pointer(self.new)
         in_image = base + self.new.entities.address.astype(np.int64)
         self.address: I64 = np.where(homes.owner == NEW, in_image, homes.address)
         self.code: I64 = np.where(selection.functions, in_image, self.address)
@@ -90,11 +92,25 @@ class Linker:
         inner = function & ~transfer & (addend != 0)  # a label's address: stays in the copy that runs
         absolute = np.where(function & (transfer | inner), self.code[row], self.address[row]) + addend
         stays = absolute == self.base + every.target[index].astype(np.int64)
-        offset = form == Form.DTPOFF
-        value = np.where(offset, self.address[row] + addend, absolute - following)
-        wanted = np.where(offset, value != every.target[index].astype(np.int64), ~stays)
+        offset, value = self._thread_local_fields(form, self.address[row] + addend, absolute - following)
+        present = every.target[index].astype(np.int64) - np.where(form == Form.TPOFF, self._below, 0)
+        wanted = np.where(offset, value != present, ~stays)
         self._check_reach(row[wanted], value[wanted])
         return Fields(every.position[index][wanted].astype(np.int64), value[wanted].astype(np.int32))
+
+    def _thread_local_fields(self, form: U8, in_block: I64, otherwise: I64) -> tuple[Flags, I64]:
+        """Which fields hold thread-local offsets, and the values of all.  ``in_block``: offsets from the start of the
+        module's block, ``otherwise``: the values of the fields that hold none."""
+        from_pointer = form == Form.TPOFF
+        if from_pointer.any() and self._scene.tls_block is None:
+            self._refuse(
+                "tls-layout",
+                "thread-local storage",
+                "it cannot be told where the program's thread-locals are in this process",
+            )
+        block = self._scene.tls_block or 0
+        value = np.where(from_pointer, in_block + block, np.where(form == Form.DTPOFF, in_block, otherwise))
+        return np.isin(form, THREAD_LOCAL_FORMS), value
 
     def function(self, row: int) -> bytes:
         """The relinked bytes of one function."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Flags, Form, Kind, References, TargetKind
+from hotupgrade.binary.model import THREAD_LOCAL_FORMS, Flags, Kind, References, TargetKind
 from hotupgrade.plan.boundary import Unclear, settle
 from hotupgrade.plan.copies import immovable, startup
 from hotupgrade.plan.homes import NEW, READ_ONLY, Homes, unsized
@@ -159,7 +159,7 @@ def _thread_locals(
     targets: Targets, homes: Homes, every: References, references: Indices, slots: tuple[int, ...]
 ) -> tuple[int, ...]:
     new = targets.build
-    direct = references[every.form[references] == Form.DTPOFF]
+    direct = references[np.isin(every.form[references], THREAD_LOCAL_FORMS)]
     rows = set(every.entity[direct].tolist())
     rows |= {row_of_slot(targets, new.slots[slot]) for slot in slots}
     return tuple(sorted(row for row in rows if row >= 0 and homes.owner[row] == NEW))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -32,16 +32,8 @@ class Shapes:
         return self.masked[at : at + int(self.extent[row])]
 
 
-def shapes_of(build: Build, thread_locals: bool = True) -> Shapes:
-    """``thread_locals``: whether displacements that hold thread-local offsets count as references.
-
-    They must not when the other build has no records of them.
-    """
+def shapes_of(build: Build) -> Shapes:
     references, access, entities = build.references, build.access, build.entities
-    if not thread_locals:
-        keep = references.form != Form.DTPOFF
-        references = References(**{f.name: getattr(references, f.name)[keep] for f in fields(References)})
-        access = access[keep]
     start = entities.address.astype(np.int64)
     extent = build.extent.astype(np.int64)
     function = entities.kind == Kind.FUNCTION

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Flags, Form, Kind, Slot, TargetKind
-from hotupgrade.binary.relocations import Relocation
+from hotupgrade.binary.model import Kind, Slot
+from hotupgrade.binary.thread_locals import below_thread_pointer
 from hotupgrade.plan.homes import NEW, Homes
 from hotupgrade.plan.model import TlsRequest
 from hotupgrade.plan.targets import Targets, thread_local_offset
-
-_DATA16 = b"\x66"
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,23 @@ def initial_image(build: Build, offset: int, size: int) -> bytes:
     return filled + bytes(size - len(filled))
 
 
-def moved(homes: Homes, new: Build) -> bool:
-    """Whether any thread-local has another offset than in the running process, or none yet."""
+def moved(homes: Homes, first: Build, new: Build) -> bool:
+    """Whether any thread-local has another offset than in the running process, or none yet.
+
+    ``first`` is the build that the process started with.  An executable counts from the end of its block.
+    """
     tls = new.entities.kind == Kind.TLS
     elsewhere = (homes.owner == NEW) | (homes.address != new.entities.address.astype(np.int64))
+    if new.executable and below_thread_pointer(first) != below_thread_pointer(new):
+        return True
     return bool(np.any(tls & elsewhere))
+
+
+def distance(homes: Homes, new: Build, row: int) -> int | None:
+    """How far a thread-local is from where the new build has it; None for one that is new."""
+    if homes.owner[row] == NEW:
+        return None
+    return int(homes.address[row]) - int(new.entities.address[row])
 
 
 def row_of_slot(targets: Targets, slot: Slot) -> int:
@@ -72,33 +82,7 @@ def is_whole_block(targets: Targets, slot: int) -> bool:
 
     The slot of the variable at the very start of the block looks the same; the code around its uses tells.
     """
-    new = targets.build
-    pair = new.slots[slot]
-    if pair.symbol:
-        return False
-    if pair.relocation == Relocation.TLSDESC:
-        return pair.addend == 0 and _has_offsets_added(new, slot)
-    if pair.relocation != Relocation.DTPMOD64 or targets.within(pair.vaddr + 8, pair.vaddr + 16):
-        return False
-    # The ABI has general-dynamic access pad its lea with a prefix, so that linkers can replace it.
-    return new.read(pair.vaddr + 8, 8) == bytes(8) and not any(
-        new.read(position - 4, 1) == _DATA16 for position in new.references.position[_uses(new, slot)].tolist()
-    )
-
-
-def _has_offsets_added(new: Build, slot: int) -> bool:
-    """Whether functions that use a slot also add offsets within the block; not known without records, so: yes."""
-    references = new.references
-    if not new.has_relocation_records:
-        return True
-    offsets = references.function[references.form == Form.DTPOFF]
-    return bool(np.isin(references.function[_uses(new, slot)], offsets).any())
-
-
-def _uses(new: Build, slot: int) -> Flags:
-    references = new.references
-    uses: Flags = (references.entity == slot) & (references.target_kind == TargetKind.GOT)
-    return uses
+    return slot in targets.build.facts.block_slots
 
 
 def _alignment(new: Build, offset: int) -> int:

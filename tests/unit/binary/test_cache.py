@@ -34,9 +34,9 @@ def count_scans(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     calls = []
     scan = code.scan
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: object, **options: object) -> object:
         calls.append(1)
-        return scan(*arguments)  # type: ignore[arg-type]
+        return scan(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(code, "scan", counted)
     return lambda: len(calls)

@@ -292,7 +292,7 @@ int main(void) {{ printf("%d\\n", work(1) + plain(2)); return 0; }}
 """
 
 
-def test_local_exec_code_is_refused_when_offsets_move(compiler: Compiler) -> None:
+def test_local_exec_code_follows_its_variables(compiler: Compiler) -> None:
     flags = ("-rdynamic", "-fno-inline")
     old = compiler.build(PROGRAM.format(before="", plus=1), *flags, executable=True)
     same_block = compiler.build(PROGRAM.format(before="", plus=2), *flags, executable=True)
@@ -302,8 +302,45 @@ def test_local_exec_code_is_refused_when_offsets_move(compiler: Compiler) -> Non
         *flags,
         executable=True,
     )
-    refusals, _ = judge(old, moved)
-    assert codes(refusals) == {"work": "tls-layout"}
+    assert judge(old, moved)[0] == {}
+
+
+# On one way the thread pointer is in the register, on the other what the caller passed.
+EITHER = """
+    .text
+    .globl either
+    .type either, @function
+either:
+    mov %fs:0, %rax
+    test %edi, %edi
+    je 1f
+    mov %rsi, %rax
+1:  mov mine@tpoff(%rax), %eax
+    add ${plus}, %eax
+    ret
+    .size either, . - either
+    .section .note.GNU-stack
+"""
+EITHERS_PROGRAM = """
+{before}
+__thread char room[4000];
+__thread int mine = 3;
+__thread char behind[1000];
+int either(int x, void *p);
+int main(int count, char **words) { return either(count, words) + room[count] + behind[count]; }
+"""
+
+
+def test_what_may_be_a_thread_local_or_not_is_refused_when_offsets_move(compiler: Compiler) -> None:
+    def program(before: str, plus: int) -> Build:
+        sources = {"main.c": EITHERS_PROGRAM.replace("{before}", before), "either.s": EITHER.format(plus=plus)}
+        return compiler.build(sources, "-rdynamic", executable=True)
+
+    old = program("", 1)
+    assert judge(old, program("", 2))[0] == {}
+    refusals, _ = judge(old, program("__thread char first[256] = {1};", 2))
+    assert codes(refusals) == {"either": "tls-layout"}
+    assert "--emit-relocs" in refusals["either"].text
 
 
 def test_initial_values_are_noted(compiler: Compiler) -> None:

@@ -1,0 +1,157 @@
+"""The control flow of one function and its cold parts: blocks of instructions and where each leads.
+
+What is not known of a jump is answered with too many successors, never with too few: an analysis that joins over all
+of them may come to know less, but nothing wrong.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic
+
+from hotupgrade.binary.model import U8
+
+CALLS = (FlowControl.CALL, FlowControl.INDIRECT_CALL)
+_BRANCHES = (FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH, FlowControl.XBEGIN_XABORT_XEND)
+_ENDS = (
+    FlowControl.UNCONDITIONAL_BRANCH,
+    FlowControl.INDIRECT_BRANCH,
+    FlowControl.RETURN,
+    FlowControl.EXCEPTION,
+    FlowControl.INTERRUPT,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Instructions that run one after the other; only the last one branches or calls."""
+
+    start: int
+    instructions: tuple[Instruction, ...]
+    successors: tuple[int, ...]  # starts of blocks
+    leaves: tuple[int, ...]  # vaddrs outside the function that a jump, or running on, leads to
+
+
+@dataclass(frozen=True)
+class Graph:
+    blocks: Mapping[int, Block]
+    entries: tuple[int, ...]  # where control comes in from outside, or may
+    astray: frozenset[int]  # blocks that nothing seems to lead to
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What must be known of a function besides its instructions."""
+
+    tables: frozenset[int]  # where its switch tables and label addresses lead
+    landing_pads: Callable[[int], Iterable[int]]  # by the vaddr of a call: where an exception from it lands
+
+
+def graph_of(image: U8, ranges: Sequence[tuple[int, int]], around: Surroundings, entries: Iterable[int]) -> Graph:
+    """``ranges``: half-open vaddr ranges of the function's parts, ascending.  ``entries``: the starts of the parts
+    that are called.  Calls end a block, because an exception may leave there.
+    """
+    starts = [low for low, _ in ranges]
+
+    def inside(vaddr: int) -> bool:
+        at = bisect_right(starts, vaddr) - 1
+        return at >= 0 and vaddr < ranges[at][1]
+
+    decoded = [list(Decoder(64, image[low:high].tobytes(), ip=low)) for low, high in ranges]
+    flows: dict[int, tuple[list[int], list[int]]] = {}
+    leaders = {*entries, *(vaddr for vaddr in around.tables if inside(vaddr))}
+    for instructions in decoded:
+        for instruction in instructions:
+            flow = instruction.flow_control
+            if flow == FlowControl.NEXT:
+                continue
+            successors, leaves = _flow(instruction, flow, around, inside)
+            flows[instruction.ip] = successors, leaves
+            leaders.update(successors)
+            leaders.add(instruction.next_ip)
+    blocks: dict[int, Block] = {}
+    for (low, high), instructions in zip(ranges, decoded, strict=True):
+        leaders.add(low)
+        _cut(instructions, high, leaders, flows, blocks, inside)
+    given = [vaddr for vaddr in entries if vaddr in blocks]
+    return _with_astray(blocks, given)
+
+
+def _flow(
+    instruction: Instruction, flow: int, around: Surroundings, inside: Callable[[int], bool]
+) -> tuple[list[int], list[int]]:
+    """(successors within the function, vaddrs outside) of an instruction that does more than run on."""
+    candidates: list[int] = []
+    if flow not in _ENDS:
+        candidates.append(instruction.next_ip)
+    if flow in _BRANCHES:
+        candidates.append(instruction.near_branch_target)
+    elif flow == FlowControl.INDIRECT_BRANCH:
+        candidates.extend(sorted(around.tables))
+    elif flow in CALLS:
+        candidates.extend(around.landing_pads(instruction.ip))
+    return [vaddr for vaddr in candidates if inside(vaddr)], [vaddr for vaddr in candidates if not inside(vaddr)]
+
+
+def _cut(
+    instructions: Sequence[Instruction],
+    stop: int,
+    leaders: set[int],
+    flows: Mapping[int, tuple[list[int], list[int]]],
+    blocks: dict[int, Block],
+    inside: Callable[[int], bool],
+) -> None:
+    """Cuts one part into blocks at ``leaders``."""
+    run: list[Instruction] = []
+    for instruction in instructions:
+        run.append(instruction)
+        following = instruction.next_ip
+        flow = flows.get(instruction.ip)
+        if flow is None and following not in leaders and following < stop:
+            continue
+        if flow is None:
+            flow = ([following], []) if inside(following) else ([], [following])
+        blocks[run[0].ip] = Block(run[0].ip, tuple(run), tuple(flow[0]), tuple(flow[1]))
+        run = []
+
+
+def _with_astray(blocks: Mapping[int, Block], given: Sequence[int]) -> Graph:
+    """What ``given`` does not lead to is entered from outside too; padding is no code."""
+    seen: set[int] = set()
+    _reach(blocks, given, seen)
+    reached = frozenset(seen)
+    roots = []
+    for start in sorted(blocks):
+        if start not in seen and not _is_padding(blocks[start]):
+            roots.append(start)
+            _reach(blocks, [start], seen)
+    return Graph(blocks, (*given, *roots), frozenset(seen - reached))
+
+
+def _reach(blocks: Mapping[int, Block], entries: Iterable[int], seen: set[int]) -> None:
+    work = [vaddr for vaddr in entries if vaddr not in seen]
+    while work:
+        start = work.pop()
+        if start in seen or start not in blocks:
+            continue
+        seen.add(start)
+        work.extend(blocks[start].successors)
+
+
+def _is_padding(block: Block) -> bool:
+    """Nothing but no-operations, and what makes a processor stop there if it comes by all the same."""
+    return all(
+        instruction.flow_control in (FlowControl.EXCEPTION, FlowControl.INTERRUPT)
+        or _is_no_operation(instruction)
+        or instruction.is_invalid
+        for instruction in block.instructions
+    )
+
+
+def _is_no_operation(instruction: Instruction) -> bool:
+    if instruction.mnemonic == Mnemonic.XCHG:
+        return instruction.op0_register == instruction.op1_register
+    return instruction.mnemonic in (Mnemonic.NOP, Mnemonic.ENDBR64)

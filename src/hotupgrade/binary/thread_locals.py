@@ -1,0 +1,344 @@
+"""Where code holds offsets of thread-locals: from link-time records where there are any, else by data flow."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hotupgrade.binary.elf import Table
+from hotupgrade.binary.exceptions import ExceptionTable, landing_pads
+from hotupgrade.binary.flow import Field, Findings, Module, follow
+from hotupgrade.binary.graph import Surroundings, graph_of
+from hotupgrade.binary.model import I32, Flags, Form, Kind, References, Slot, TargetKind
+from hotupgrade.binary.relocations import Relocation
+
+if TYPE_CHECKING:
+    from hotupgrade.binary.build import Build
+    from hotupgrade.binary.code import JumpTable
+
+LOOKUP = "__tls_get_addr"
+DATA16 = 0x66
+# Linkers make `mov %fs:0, %rax; lea x@tpoff(%rax), %rax` of general dynamic access in executables: the new field is so
+# far behind the one that the record tells of (psABI x86-64, "GD to LE").
+RELAXED_GENERAL_DYNAMIC = 8
+BIAS = 64  # bytes: no pointer that a loop begins with lies further from the object that it means
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadLocalField:
+    """Four bytes of code that hold the offset of a thread-local."""
+
+    position: int  # vaddr
+    form: Form  # DTPOFF or TPOFF
+    target: int  # offset within the module's block
+    row: int  # of Entities; -1 where nothing has this offset
+    addend: int  # from the start of the row; 0 where there is none
+    function: int  # row of Entities
+
+
+@dataclass(frozen=True)
+class ThreadLocals:
+    """What the code says about the module's thread-locals."""
+
+    fields: tuple[ThreadLocalField, ...]  # sorted by position
+    unproven: tuple[tuple[int, int], ...]  # (vaddr, function) of what may be such a field, or not; sorted
+    # (position, row): fields that may mean this object instead; they end it, or lie a little before it.  Sorted.
+    doubtful: tuple[tuple[int, int], ...]
+    block_slots: frozenset[int]  # indices of slots that name the module's block rather than a variable
+
+
+NONE = ThreadLocals((), (), (), frozenset())
+
+
+def below_thread_pointer(build: Build) -> int:
+    """Bytes from the thread pointer down to the start of an executable's block.
+
+    The block ends at the thread pointer, but for what its alignment needs (TLS variant II: Drepper, 3.4.6).
+    """
+    if build.tls is None:
+        return 0
+    size, alignment = build.tls.memory_size, max(build.tls.alignment, 1)
+    return size + (-build.tls.vaddr - size) % alignment
+
+
+def find_thread_locals(
+    build: Build,
+    references: References,
+    records: Table | None,
+    *,
+    families: I32,
+    tables: Sequence[JumpTable],
+    labels: Iterable[int],
+    segment_users: Iterable[int],
+) -> ThreadLocals:
+    """``families``: a number per row, shared by a function and its cold parts.  ``labels``: vaddrs within functions
+    that are taken as addresses.  ``segment_users``: functions that use the thread pointer.
+    """
+    if build.tls is None:
+        return NONE
+    if records is not None:
+        return _recorded(build, references, records)
+    return _Search(build, references, families, tables, labels, segment_users).found()
+
+
+# From records
+
+
+def _recorded(build: Build, references: References, records: Table) -> ThreadLocals:
+    relative = set(references.position.tolist())  # operands that count from the instruction pointer: slots
+    places = _Places(build)
+    fields: dict[int, ThreadLocalField] = {}
+    unproven = set()
+    functions = build.function_spans.find(records["vaddr"].astype(np.int64)).tolist()
+    for record, function in zip(records.tolist(), functions, strict=True):
+        vaddr, kind, symbol, addend, defined = record
+        position = vaddr + (RELAXED_GENERAL_DYNAMIC if kind == Relocation.TLSGD else 0)
+        if function < 0 or not defined or vaddr in relative or position in relative:
+            continue
+        if kind not in (Relocation.TPOFF32, Relocation.DTPOFF32):
+            addend += 4  # counts from the end of the field
+        form = Form.TPOFF if build.executable else Form.DTPOFF
+        if kind == Relocation.GOTPC32_TLSDESC and not _number(build, position):
+            continue  # what _TLS_MODULE_BASE_ becomes: nothing is added to the thread pointer
+        if _number(build, position) != symbol + addend - (places.below if form == Form.TPOFF else 0):
+            unproven.add((position, function))
+            continue
+        fields[position] = places.field(position, form, symbol + addend, places.meant(symbol, addend), function)
+    users = {found.function for found in fields.values()}
+    bases = _base_slots(build).values()
+    adding = {index for index in bases if not users.isdisjoint(_users(references, index))}
+    whole = _whole_blocks(build, references, bases, adding)
+    return ThreadLocals(
+        tuple(fields[position] for position in sorted(fields)), tuple(sorted(unproven)), (), frozenset(whole)
+    )
+
+
+def _whole_blocks(build: Build, references: References, slots: Iterable[int], adding: Collection[int]) -> set[int]:
+    """The slots that name the block: one that names the variable at its start has the same contents.
+
+    ``adding``: descriptors to whose result the code adds offsets.
+    """
+
+    def names_block(index: int) -> bool:
+        if build.slots[index].relocation == Relocation.TLSDESC:
+            return index in adding
+        return not any(
+            _is_general_dynamic(build, position) for position in references.position[_uses(references, index)].tolist()
+        )
+
+    return {index for index in slots if names_block(index)}
+
+
+def _uses(references: References, slot: int) -> Flags:
+    uses: Flags = (references.target_kind == TargetKind.GOT) & (references.entity == slot)
+    return uses
+
+
+def _users(references: References, slot: int) -> list[int]:
+    users: list[int] = references.function[_uses(references, slot)].tolist()
+    return users
+
+
+def _is_general_dynamic(build: Build, position: int) -> bool:
+    """The ABI has general-dynamic access pad its lea with a prefix, so that linkers can replace it."""
+    return bool(build.image[position - 4] == DATA16)
+
+
+def _number(build: Build, position: int) -> int:
+    return int.from_bytes(build.image[position : position + 4].tobytes(), "little", signed=True)
+
+
+def _base_slots(build: Build) -> dict[int, int]:
+    """vaddr to index of the slots that may name the start of the block."""
+    found = {}
+    for index, slot in enumerate(build.slots):
+        if not slot.symbol and _may_name_block(build, index, slot):
+            found[slot.vaddr] = index
+    return found
+
+
+def _may_name_block(build: Build, index: int, slot: Slot) -> bool:
+    if slot.relocation == Relocation.TLSDESC:
+        return slot.addend == 0
+    if slot.relocation != Relocation.DTPMOD64:
+        return False
+    behind = build.slots[index + 1] if index + 1 < len(build.slots) else None
+    filled_in = behind is not None and behind.vaddr == slot.vaddr + 8 and behind.relocation != 0
+    return not filled_in and not any(build.read(slot.vaddr + 8, 8))
+
+
+class _Places:
+    """The thread-locals of a build by their offsets."""
+
+    def __init__(self, build: Build) -> None:
+        entities = build.entities
+        self.rows = np.flatnonzero(entities.kind == Kind.TLS).tolist()
+        self.start = [int(entities.address[row]) for row in self.rows]
+        self.size = [int(entities.size[row]) for row in self.rows]
+        self._address = dict(zip(self.rows, self.start, strict=True))
+        self.below = below_thread_pointer(build) if build.executable else 0
+
+    def field(self, position: int, form: Form, target: int, row: int, function: int) -> ThreadLocalField:
+        addend = target - self._address[row] if row >= 0 else 0
+        return ThreadLocalField(position, form, target, row, addend, function)
+
+    def at(self, offset: int) -> int:
+        """The row at an offset, or else the one that ends there; -1 if there is none."""
+        at = bisect_right(self.start, offset) - 1
+        if at < 0:
+            return -1
+        inside = offset < self.start[at] + max(self.size[at], 1)
+        return self.rows[at] if inside or offset == self.start[at] + self.size[at] else -1
+
+    def meant(self, symbol: int, addend: int) -> int:
+        """The row of a symbol, or what lies at its addend (a symbol of a section)."""
+        at = bisect_right(self.start, symbol) - 1
+        return self.rows[at] if at >= 0 and self.start[at] == symbol else self.at(symbol + addend)
+
+    def others(self, offset: int, row: int) -> Iterator[int]:
+        """Objects that a pointer which begins or ends a loop may mean, other than the one at its offset."""
+        at = bisect_right(self.start, offset)
+        for near in range(max(at - 3, 0), min(at + 3, len(self.rows))):
+            ends = offset - self.start[near] - self.size[near]
+            begins = self.start[near] - offset
+            if self.rows[near] != row and (0 <= ends <= BIAS or 0 < begins <= min(BIAS, self.size[near] // 2)):
+                yield self.rows[near]
+
+
+# By data flow
+
+
+class _Search:
+    def __init__(
+        self,
+        build: Build,
+        references: References,
+        families: I32,
+        tables: Sequence[JumpTable],
+        labels: Iterable[int],
+        segment_users: Iterable[int],
+    ) -> None:
+        self._build = build
+        self._references = references
+        self._families = families
+        self._segment_users = segment_users
+        self._base_slots = _base_slots(build)
+        self._places = _Places(build)
+        self._labels = sorted(set(labels))
+        self._tables: dict[int, set[int]] = defaultdict(set)  # family to where its switch tables lead
+        for table in tables:
+            entries = np.frombuffer(build.read(table.vaddr, 4 * table.count), "<i4")
+            self._tables[int(families[table.function])].update((entries + table.vaddr).tolist())
+
+    def found(self) -> ThreadLocals:
+        members = self._members()
+        module = self._module()
+        findings = {
+            family: follow(self._build.image, module, graph_of(self._build.image, *self._described(family, rows)))
+            for family, rows in members.items()
+        }
+        return self._judged(findings)
+
+    def _module(self) -> Module:
+        build = self._build
+        complete = {slot.vaddr for slot in build.slots if slot.relocation in (Relocation.TPOFF64, Relocation.TLSDESC)}
+        lookups = {slot.vaddr for slot in build.slots if slot.symbol == LOOKUP}
+        lookups |= {stub for stub, index in build.plt_slot.items() if build.slots[index].symbol == LOOKUP}
+        return Module(
+            executable=build.executable,
+            block=build.tls.memory_size if build.tls else 0,
+            below=self._places.below,
+            base_slots=self._base_slots,
+            offset_slots=frozenset(complete - self._base_slots.keys()),
+            lookups=frozenset(lookups),
+        )
+
+    def _members(self) -> dict[int, list[int]]:
+        """The functions that touch thread-locals, each with its cold parts: indices into ``Build.function_spans``."""
+        references = self._references
+        uses = (references.target_kind == TargetKind.GOT) & np.isin(references.entity, list(self._base_slots.values()))
+        users = set(np.unique(references.function[uses]).tolist()) | set(self._segment_users)
+        wanted = {int(self._families[row]) for row in users}
+        members: dict[int, list[int]] = {family: [] for family in wanted}
+        spans = self._families[self._build.function_spans.row]
+        for index in np.flatnonzero(np.isin(spans, list(wanted))).tolist():
+            members[int(spans[index])].append(index)
+        return members
+
+    def _described(self, family: int, members: Sequence[int]) -> tuple[list[tuple[int, int]], Surroundings, list[int]]:
+        """(ranges, what is known of jumps and calls, entries) of a function."""
+        spans, entities = self._build.function_spans, self._build.entities
+        ranges = [(int(spans.start[i]), int(spans.stop[i])) for i in members]
+        entries = []
+        pads: dict[int, ExceptionTable] = {}
+        for index in members:
+            row, start = int(spans.row[index]), int(spans.start[index])
+            if start == int(entities.address[row]) and ".cold" not in entities.names[row]:
+                entries.append(start)
+            table = self._build.exception_tables.get(int(entities.address[row]))
+            if table is not None:
+                pads[start] = table
+        inside = {vaddr for low, high in ranges for vaddr in self._labels_within(low + 1, high)}
+        around = Surroundings(frozenset(self._tables[family] | inside), landing_pads(pads))
+        return ranges, around, entries
+
+    def _labels_within(self, low: int, high: int) -> list[int]:
+        return self._labels[bisect_left(self._labels, low) : bisect_left(self._labels, high)]
+
+    # What the findings come to
+
+    def _judged(self, findings: Mapping[int, Findings]) -> ThreadLocals:
+        whole = self._whole_blocks([each for found in findings.values() for each in found.fields.values()])
+        fields: list[ThreadLocalField] = []
+        doubtful: list[tuple[int, int]] = []
+        unproven: set[int] = set()
+        for found in findings.values():
+            kept = [each for each in found.fields.values() if each.slots <= whole]
+            unproven.update(each.position for each in found.fields.values() if self._is_puzzling(each, whole))
+            named = [self._field(each) for each in kept]
+            used = {each.row for each in named}
+            for each, result in zip(kept, named, strict=True):
+                if each.indexed or each.takes_address:
+                    others = self._places.others(result.target, result.row)
+                    doubtful += [(result.position, row) for row in others if row in used]
+            fields += named
+            unproven |= found.unproven
+            for slot in found.plain.keys() & whole:
+                unproven |= found.plain[slot]
+        places = sorted(unproven)
+        owners = self._build.function_spans.find(np.array(places, np.int64)).tolist()
+        return ThreadLocals(
+            tuple(sorted(fields, key=lambda each: each.position)),
+            tuple(zip(places, owners, strict=True)),
+            tuple(sorted(doubtful)),
+            frozenset(whole),
+        )
+
+    def _whole_blocks(self, fields: Iterable[Field]) -> set[int]:
+        """The slots that name the block.
+
+        A descriptor of the variable at the start of the block has the same contents.  If nothing beyond that variable
+        is reached through it, and no field tells that it was the linker's, it does not matter which of the two it is.
+        """
+        first = self._places.at(0)
+        reach = int(self._build.entities.size[first]) if first >= 0 else 0
+        beyond: set[int] = set()
+        for found in fields:
+            if found.told or found.value >= reach:
+                beyond |= found.slots
+        return _whole_blocks(self._build, self._references, self._base_slots.values(), beyond)
+
+    def _is_puzzling(self, found: Field, whole: set[int]) -> bool:
+        """A field that counts from what does not name the block after all; what descriptors give may be a variable."""
+        return any(self._build.slots[slot].relocation == Relocation.DTPMOD64 for slot in found.slots - whole)
+
+    def _field(self, found: Field) -> ThreadLocalField:
+        target = found.value + (self._places.below if found.from_pointer else 0)
+        form = Form.TPOFF if found.from_pointer else Form.DTPOFF
+        function = int(self._build.function_spans.find(np.array([found.position], np.int64))[0])
+        return self._places.field(found.position, form, target, self._places.at(target), function)
