@@ -55,6 +55,12 @@ _DEBUG_DIRS = click.option(
     metavar="DIR|FILE.deb",
     help="Where the debug information of stripped builds is: a folder, or a -dbgsym package.",
 )
+_DEBUGINFOD = click.option(
+    "--debuginfod",
+    multiple=True,
+    metavar="URL",
+    help="A server to ask for debug information, in place of those in DEBUGINFOD_URLS.",
+)
 _IMPORTS = click.option("--imports", is_flag=True, help="Also rewrite the import slots of the other modules.")
 
 
@@ -136,6 +142,7 @@ def inspect(pid: int, as_json: bool) -> None:
 @_TRUST
 @_PROFILES
 @_DEBUG_DIRS
+@_DEBUGINFOD
 @click.option("--explain", is_flag=True, help="Also say what the verdict rests on, and what it cannot tell.")
 @_JSON
 def check(
@@ -146,6 +153,7 @@ def check(
     trust_layout: bool,
     profiles: tuple[Path, ...],
     debug_dirs: tuple[Path, ...],
+    debuginfod: tuple[str, ...],
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -158,7 +166,9 @@ def check(
         from hotupgrade.upgrade.perform import check as judge
 
         plan = PlanOptions(whole=whole, trust_layout=trust_layout)
-        settings = Settings(plan=plan, explain=explain, profiles=profiles, debug_dirs=debug_dirs)
+        settings = Settings(
+            plan=plan, explain=explain, profiles=profiles, debug_dirs=debug_dirs, debuginfod=debuginfod
+        )
         return judge(pid, new, _named(modules, new), settings, default_cache())
 
     _run("check", as_json, work)
@@ -174,6 +184,7 @@ def check(
 @_TRUST
 @_PROFILES
 @_DEBUG_DIRS
+@_DEBUGINFOD
 @_TIMEOUT
 @click.option("--measure-empty", is_flag=True, help="Make a stop without edits first, to compare with.")
 @_JSON
@@ -187,6 +198,7 @@ def upgrade(
     trust_layout: bool,
     profiles: tuple[Path, ...],
     debug_dirs: tuple[Path, ...],
+    debuginfod: tuple[str, ...],
     timeout: float,
     measure_empty: bool,
     as_json: bool,
@@ -200,7 +212,9 @@ def upgrade(
         from hotupgrade.upgrade.perform import upgrade as perform
 
         plan = PlanOptions(whole=whole, imports=imports, trust_layout=trust_layout)
-        settings = Settings(plan, timeout, dry_run, measure_empty, profiles=profiles, debug_dirs=debug_dirs)
+        settings = Settings(
+            plan, timeout, dry_run, measure_empty, profiles=profiles, debug_dirs=debug_dirs, debuginfod=debuginfod
+        )
         return perform(pid, new, _named(modules, new), settings, default_cache())
 
     _run("upgrade", as_json, work)

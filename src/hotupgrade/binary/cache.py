@@ -279,6 +279,23 @@ class _DebugStore:
         self._cache.put(entry(cache_key("debug", build), {"debug": packed}))
 
 
+class Downloads:
+    """Files that servers gave, in the cache."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def load(self, key: str) -> bytes | None:
+        found = self._cache.get(f"file/{key}")
+        try:
+            return None if found is None else found.array("content").tobytes()
+        except (KeyError, ValueError):
+            return None
+
+    def save(self, key: str, content: bytes) -> None:
+        self._cache.put(entry(f"file/{key}", {"content": np.frombuffer(content, np.uint8)}))
+
+
 SLOTS = (TargetKind.GOT, TargetKind.PLT)
 REFERENCE_COLUMNS = {
     "position": "<u8",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from hotupgrade.binary.build import Build
 from hotupgrade.binary.debug.model import Debug
 from hotupgrade.binary.model import Kind
+from hotupgrade.binary.separate.find import separate_files
 from hotupgrade.plan.layouts import changes as changes_of_types
 from hotupgrade.plan.layouts import compared_types
 from hotupgrade.upgrade.documents import Document
@@ -97,9 +99,17 @@ def explained(candidates: Sequence[Candidate]) -> Document:
         proved.append(f"{name}: every variable that new code uses has one partner of the same size, or is new")
         proved.append(f"{name}: no replaced function will be on a stack at the commit (checked again in the stop)")
         _explain_types(comparison.old.debug, comparison.new.debug, name, proved, unproved)
+        proved += [f"{name}: {line}" for line in _found_elsewhere(comparison.old, comparison.new)]
         if changed := functions["changed"]:
             unproved.append(f"{name}: that old state means the same to new code; look at {', '.join(changed)}")
     return {"proved": proved, "not_proved": unproved, "concerns": [c for each in candidates for c in _concerns(each)]}
+
+
+def _found_elsewhere(old: Build, new: Build) -> Iterator[str]:
+    for build, which in ((old, "running"), (new, "new")):
+        files = ", ".join(file.label for file in separate_files(build.separate).values())
+        if files:
+            yield f"symbols and debug information of the {which} build are from {files}, which has its very build-id"
 
 
 def _concerns(candidate: Candidate) -> list[Document]:

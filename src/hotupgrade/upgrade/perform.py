@@ -68,20 +68,21 @@ class Settings:
     explain: bool = False
     profiles: tuple[Path, ...] = ()  # of loops, beside those that come with the package
     debug_dirs: tuple[Path, ...] = ()  # folders and packages with the debug information of stripped builds
+    debuginfod: tuple[str, ...] = ()  # addresses of servers; those of the environment if there are none
 
     def loops(self) -> list[LoopProfile]:
         """Raises Refused: a profile cannot be used."""
         return read_profiles([*self.profiles, *builtin_profiles()])
 
-    def search(self) -> Search:
-        """Raises Refused: a folder or package with debug information cannot be used."""
-        return debug_search(self.debug_dirs)
+    def search(self, cache: Cache) -> Search:
+        """Raises Refused: a folder, a package or a server with debug information cannot be used."""
+        return debug_search(self.debug_dirs, self.debuginfod, cache)
 
 
 def check(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: Settings, cache: Cache) -> Document:
     """The verdict on new builds, as a document.  Touches nothing."""
     with Session(pid, exclusive=False) as session:
-        candidates = examine(session, files, named, settings.plan, cache, settings.loops(), settings.search())
+        candidates = examine(session, files, named, settings.plan, cache, settings.loops(), settings.search(cache))
         document = documents.head("check", pid, session.process.name)
         document["generation"] = session.ledger.generation
         if settings.explain:
@@ -128,7 +129,7 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
     """
     begin = time.monotonic()
     with Session(pid, exclusive=not settings.dry_run) as session:
-        candidates = examine(session, files, named, settings.plan, cache, settings.loops(), settings.search())
+        candidates = examine(session, files, named, settings.plan, cache, settings.loops(), settings.search(cache))
         document = documents.head("upgrade", pid, session.process.name)
         document["generation"] = session.ledger.generation
         _judged(document, session, candidates)
@@ -250,6 +251,8 @@ class _Work:
         plain = change = self._change()
         for item in self._planned:
             source.keep(item.candidate.new)  # who comes after a tool that was killed needs it
+            for image in item.candidate.images:
+                source.keep_debug(image.build)
         self._hooks = HookRunner(agent, [item.plan.hooks for item in self._planned], self._settings.timeout)
         with Scratch(agent, scratch_size(self._session, change, self._site_count())) as scratch:
             commit: Commit | None = None

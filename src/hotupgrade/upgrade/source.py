@@ -8,10 +8,12 @@ from pathlib import Path
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, load_build
-from hotupgrade.binary.separate.find import NOWHERE, Search
+from hotupgrade.binary.separate.find import NOWHERE, Search, separate_files
+from hotupgrade.binary.separate.places import by_identity
 from hotupgrade.errors import NotNow, Reason, Refused
 from hotupgrade.files import read_regular
 from hotupgrade.target.modules import Module
+from hotupgrade.upgrade.debug_sources import DEBUG
 from hotupgrade.upgrade.journal import state_folder
 from hotupgrade.upgrade.ledger import BUILD_ID
 from hotupgrade.upgrade.trust import own_folder, require_trusted
@@ -72,11 +74,22 @@ def store_path(build_id: str) -> Path:
 
 def keep(build: Build) -> None:
     """Keep a copy of a build that a process is about to hold: later upgrades must compare with it."""
-    target = store_path(build.build_id)
+    _keep(store_path(build.build_id), build.data)
+    keep_debug(build)
+
+
+def keep_debug(build: Build) -> None:
+    """Keep what a build has elsewhere: a package with it goes as soon as the next one is installed."""
+    for identity, file in separate_files(build.separate).items():
+        _keep(state_folder() / DEBUG / by_identity(identity), file.data)
+
+
+def _keep(target: Path, content: bytes) -> None:
     if target.exists():
         return
-    own_folder(target.parent)
+    for folder in reversed(target.relative_to(state_folder()).parents):
+        own_folder(state_folder() / folder)
     part = target.with_suffix(f".{os.getpid()}")
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "wb") as file:
-        file.write(build.data)
+        file.write(content)
     part.rename(target)

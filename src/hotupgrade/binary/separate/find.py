@@ -15,8 +15,15 @@ from hotupgrade.binary.separate.companion import (
     require_supplement,
     symbols_of,
 )
-from hotupgrade.binary.separate.links import DebugLink, debug_link, section_content, supplement_link
-from hotupgrade.binary.separate.mini import mini_symbols
+from hotupgrade.binary.separate.links import (
+    MAX_IDENTITY,
+    DebugLink,
+    debug_link,
+    section_content,
+    supplement_identity,
+    supplement_link,
+)
+from hotupgrade.binary.separate.mini import MiniFile, mini_symbols
 from hotupgrade.binary.separate.places import Candidate, Place, Wanted
 from hotupgrade.binary.symbols import RawSymbols, read_symbol_table
 from hotupgrade.errors import Reason, Refused
@@ -48,6 +55,16 @@ class Separate:
     supplement: ElfTables | None = None
     absent: str = ""
     problems: tuple[Reason, ...] = ()
+
+
+def separate_files(separate: Separate) -> dict[str, DebugFile]:
+    """The other files that something came from, by what they are looked for by."""
+    found: dict[str, DebugFile] = {}
+    for file in (separate.symbols and separate.symbols.file, separate.types, separate.supplement):
+        # Not the module itself, nor what was packed in it.
+        if isinstance(file, DebugFile) and not isinstance(file, MiniFile):
+            found[supplement_identity(file) or file.build_id() or ""] = file
+    return {identity: file for identity, file in found.items() if 2 < len(identity) <= MAX_IDENTITY}
 
 
 def find_separate(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hotupgrade.binary.elf import ElfTables, SectionType
 
 MAX_NAME = 4096  # bytes of a name: PATH_MAX
+MAX_IDENTITY = 128  # hexadecimal digits of what names a file; a build-id has 40
 
 
 @dataclass(frozen=True, slots=True)

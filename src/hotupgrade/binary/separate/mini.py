@@ -21,6 +21,10 @@ from hotupgrade.errors import Refused
 MAX_UNPACKED = 1 << 26  # bytes; that of a program of 100 MB has 3 MB
 
 
+class MiniFile(DebugFile):
+    """What is packed in a module."""
+
+
 def mini_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol]) -> RawSymbols | None:
     """The functions that it names, and all that the dynamic symbol table names; None: it has no such section, or it
     is of no use."""
@@ -28,7 +32,7 @@ def mini_symbols(elf: ElfFile, dynamic_symbols: Sequence[DynamicSymbol]) -> RawS
     if not content:
         return None
     try:
-        file = DebugFile(unpack(content, "xz", MAX_UNPACKED), f"{elf.label} (.gnu_debugdata)")
+        file = MiniFile(unpack(content, "xz", MAX_UNPACKED), f"{elf.label} (.gnu_debugdata)")
         raw = symbols_of(file, elf)
     except (UnpackError, Mismatch, Refused):
         return None

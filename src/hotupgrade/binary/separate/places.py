@@ -34,12 +34,10 @@ class Wanted:
     module: Path | None
     folder: Path | None
 
-    @property
-    def by_identity(self) -> Path | None:
-        """Below a folder for debug information."""
-        if len(self.identity) <= 2:
-            return None
-        return Path(".build-id", self.identity[:2], self.identity[2:] + ".debug")
+
+def by_identity(identity: str) -> Path:
+    """Where a file lies below a folder for debug information."""
+    return Path(".build-id", identity[:2], identity[2:] + ".debug")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +125,8 @@ class NamedFolder(_Files):
 
 
 def _below(root: Path, wanted: Wanted) -> Iterator[tuple[Path, bool]]:
-    if wanted.by_identity is not None:
-        yield root / wanted.by_identity, False
+    if len(wanted.identity) > 2:
+        yield root / by_identity(wanted.identity), False
     if not wanted.name:
         return
     if "/" in wanted.name:  # of a supplement: packages keep them in .dwz
