@@ -488,6 +488,16 @@ class Scope:
             self._known[key] = next((d for m in self._order if (d := m.define(symbol, version))), None)
         return self._known[key]
 
+    def definers(self, symbol: str) -> list[Module]:
+        """The modules that define a symbol, in the order in which they are asked for it."""
+        return [m for m in self._order if m.define(symbol, "") is not None]
+
+    def comes_before(self, module: Module, other: Module | None) -> bool:
+        """Whether a module is asked before another (None: one that is asked last), if it is asked at all."""
+        if module not in self._order:
+            return False
+        return other is None or self._order.index(module) < self._order.index(other)
+
 
 def _closure(root: Module, by_name: Table[str, Module]) -> list[Module]:
     """A module and what it needs, breadth first."""

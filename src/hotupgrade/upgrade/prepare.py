@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from hotupgrade.plan.verdict import verdict
 from hotupgrade.target.images import ANNEX
 from hotupgrade.target.maps import PAGE, free_base
 from hotupgrade.target.modules import Module
-from hotupgrade.upgrade import unwinding
+from hotupgrade.upgrade import interposition, unwinding
 from hotupgrade.upgrade.ledger import ModuleRecord
 from hotupgrade.upgrade.session import Session
 from hotupgrade.upgrade.source import open_earlier, open_loaded, open_new
@@ -145,22 +145,39 @@ def examine(
         candidates.append(Candidate(module, build, str(path), images, current, []))
     read_ahead([build for c in candidates for build in (c.new, *(image.build for image in c.images))], cache)
     for candidate in candidates:
-        images, current, build = candidate.images, candidate.current, candidate.new
+        module, images, current, build = candidate.module, candidate.images, candidate.current, candidate.new
         candidate.comparisons += [
-            compare_cached(image.build, build, cache, loops_of(candidate.module.name, image.build, profiles))
-            for image in images
+            compare_cached(image.build, build, cache, loops_of(module.name, image.build, profiles)) for image in images
         ]
         if not candidate.nothing_to_do:
             candidate.refusals, candidate.notes = verdict(images, current, build, candidate.comparisons, options)
             candidate.concerns = concerns_cached(candidate.comparison, cache)
             candidate.notes += hints(candidate.concerns)
             candidate.loops, refusals = resolve_loops(
-                candidate.module.name, images, current, build, candidate.comparisons, profiles
+                module.name, images, current, build, candidate.comparisons, profiles
             )
             candidate.refusals += refusals
-            candidate.refusals += unwinding.refusals(candidate.module.name, [images[0].build, build], session.modules)
+            candidate.refusals += unwinding.refusals(module.name, [images[0].build, build], session.modules)
+            candidate.refusals += interposition.refusals(session.modules, module, images[0].build, build)
+            candidate.refusals += _main_changed(candidate)
     _judge_prototypes(session.modules, candidates)
     return candidates
+
+
+def _main_changed(candidate: Candidate) -> Iterator[Reason]:
+    """The function that is on the main thread's stack for as long as there is a main thread."""
+    started, comparison = candidate.images[0].build, candidate.comparisons[0]
+    row = started.by_name.get("main")
+    known = {plan.function for plan in candidate.loops} | {reason.subject for reason in candidate.refusals}
+    if not candidate.module.executable or row is None or not comparison.old_replaced[row] or "main" in known:
+        return
+    because = comparison.dragged.get(int(comparison.new_of[row]))
+    how = "has changed" if because is None else f"must change with {comparison.new.entities.names[because]}"
+    text = (
+        f"the main thread is in main() for as long as the process lives, and main() {how}; leave that change out, or "
+        f"restart the program"
+    )
+    yield Reason("loop-without-profile", "main", text)
 
 
 def _judge_prototypes(modules: Sequence[Module], candidates: Sequence[Candidate]) -> None:

@@ -19,6 +19,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef LINE
+#define LINE 256 /* another one is another main() */
+#endif
+
 enum { MOST_LIBRARIES = 4, MOST_WORDS = 6, MOST_SAVED = 8 };
 
 typedef const char *text_function(void);
@@ -318,7 +322,7 @@ int main(int argc, char **argv)
     }
     say("ready");
     for (;;) {
-        char line[256];
+        char line[LINE];
         read_line(line, sizeof line);
         answer(line);
     }
