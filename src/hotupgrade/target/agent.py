@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target import abi, native
-from hotupgrade.target.maps import free_base
+from hotupgrade.target.maps import Mapping, free_base, mapping_at
 from hotupgrade.target.process import Process, ThreadState, denied, gone
 
 #: The name that marks our mappings in /proc/PID/maps.
@@ -36,6 +36,8 @@ _LEADER_CALLS = (7, 219, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 
 POLLING = frozenset((7, 219, 271, 232, 281, 441, 23, 270))
 
 VISIT_TIMEOUT_US = 200_000
+#: What functions of the program may need of a stack, in bytes.
+_LEAST_STACK = 64 << 10
 _LONGEST_NAME = 200  # bytes of the name of a memory file; the kernel takes 249
 #: How much of one mapping is searched for instructions, and at once.
 _MOST_SEARCHED, _PIECE = 64 << 20, 1 << 20
@@ -70,11 +72,31 @@ def call(address: int, *arguments: int) -> Operation:
     return Operation(abi.OpKind.CALL, address, arguments)
 
 
+def has_calls(operations: Iterable[Operation]) -> bool:
+    """Whether functions of the target are called."""
+    return any(operation.kind is abi.OpKind.CALL for operation in operations)
+
+
 def leaders(threads: Iterable[ThreadState], main: int, only_main: bool = False) -> list[ThreadState]:
     """The threads that may run operations, best first: asleep in a call that holds no lock and can be made again."""
     order = {number: rank for rank, number in enumerate(_LEADER_CALLS)}
     fit = [t for t in threads if t.asleep and t.system_call in order and (t.tid == main or not only_main)]
     return sorted(fit, key=lambda t: (order[t.system_call or 0], t.tid != main))
+
+
+def with_room(process: Process, threads: Iterable[ThreadState]) -> list[ThreadState]:
+    """Those whose stack has room for a function of the program, and for the vector registers, which are kept meanwhile.
+
+    The main thread's stack grows.
+    """
+    maps = process.maps()
+    least = native.xsave_size() + _LEAST_STACK
+    return [t for t in threads if t.tid == process.pid or _room(maps, t.sp or 0) >= least]
+
+
+def _room(maps: Sequence[Mapping], sp: int) -> int:
+    mapping = mapping_at(maps, sp)
+    return sp - mapping.start if mapping is not None else 0
 
 
 def refuse_visit(pid: int, visit: abi.Visit) -> NotNow:
@@ -249,10 +271,12 @@ class Agent:
                 "that can be interrupted without a trace; try again",
             )
         )
+        calls = has_calls(operations)
         serial = self.write_operations(operations, idle=idle)
         while time.monotonic() < limit:
             self.get("serial")  # raises if the process has become another program
-            for thread in leaders(self.process.threads(), self.process.pid, only_main):
+            choice = leaders(self.process.threads(), self.process.pid, only_main)
+            for thread in with_room(self.process, choice) if calls else choice:
                 visits = (abi.Visit * 1)()
                 visits[0].tid, visits[0].lead = thread.tid, serial
                 native.redirect(visits, self.process.memory, self.entry, VISIT_TIMEOUT_US)

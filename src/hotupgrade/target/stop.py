@@ -25,10 +25,12 @@ from hotupgrade.target.agent import (
     VISIT_TIMEOUT_US,
     Agent,
     Operation,
+    has_calls,
     is_denied,
     leaders,
     refuse_visit,
     system_call,
+    with_room,
 )
 from hotupgrade.target.busy import busy_threads, free_signal, stay_off, touch_stacks
 from hotupgrade.target.clock import Reading, ticks_per_us
@@ -170,6 +172,8 @@ class Stopper:
         if self._departure.hold_main:
             # Anywhere else it may be about to do, or wait for, just what it is to be kept from.
             choice = [t for t in choice if t.system_call in POLLING]
+        if request.hooks or has_calls(self._after):
+            choice = with_room(process, choice)
         if not choice:
             return NotNow(
                 Reason(

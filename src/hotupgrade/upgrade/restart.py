@@ -28,7 +28,9 @@ from hotupgrade.target.request import LOOP_AT_WORK, Departure, Forbidden, Standi
 from hotupgrade.upgrade.ledger import LoopRecord, PlaceRecord, SideRecord
 from hotupgrade.upgrade.sites import armed
 
-SYS_READ, SYS_WRITE = 0, 1
+SYS_READ, SYS_WRITE, SYS_POLL = 0, 1, 7
+#: poll(2): data may be read; where struct pollfd says so.
+POLLIN, _REVENTS = 1, 6
 #: A thread that has left its loop waits no longer than this for the others of its group, in ns.
 _PATIENCE_NS = 20_000_000_000
 _SITE_KINDS = {SiteKind.CLEAN: abi.SiteKind.CLEAN, SiteKind.SETUP: abi.SiteKind.SETUP, SiteKind.WORK: abi.SiteKind.WORK}
@@ -380,7 +382,11 @@ class Restart:
         """What all of a group were asked by; each thread clears by itself what is its own."""
         operations = []
         if (fds := self._latch(group)) is not None:
-            operations.append(system_call(SYS_READ, fds[0], self._table.spare, 1, fatal=False))
+            # The program may have taken it out itself; and who reads from an empty pipe waits.
+            at = self._table.spare
+            look = [_store(at, 8, fds[0] | POLLIN << 32), system_call(SYS_POLL, at, 1, 0, fatal=False)]
+            read = system_call(SYS_READ, fds[0], at, 1, fatal=False)
+            operations += [*look, Operation(abi.OpKind.EXPECT, at + _REVENTS, (2, POLLIN, 1)), read]
         if group.loop.flag:
             operations.append(_store(group.loop.flag, 4, 0))
         return operations
