@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ class Skip(_Table, frozen=True):
 class LoopProfile(_Table, frozen=True):
     """One ``[[loop]]``.  Paths (``udpif->exit_latch``) start at what the loop's argument points to."""
 
-    module: str  # pattern of names (fnmatch)
+    module: str | tuple[str, ...]  # patterns of names (fnmatch)
     function: str
     threads: str
     door: Door
@@ -66,6 +67,14 @@ class LoopProfile(_Table, frozen=True):
     one_by_one: bool = False
     limit_us: int = 50_000
     skip: tuple[Skip, ...] = ()
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (self.module,) if isinstance(self.module, str) else self.module
+
+    def is_of(self, module: str) -> bool:
+        """Whether the loop is one of a module of this name."""
+        return any(fnmatchcase(module, pattern) for pattern in self.patterns)
 
     @property
     def paths(self) -> dict[str, list[str]]:
@@ -117,9 +126,10 @@ def _read(path: Path) -> tuple[LoopProfile, ...]:
     for loop in loops:
         if wrong := next(_faults(loop), ""):
             raise _bad(path, f"loop {loop.function or '(without a name)'}: {wrong}")
-        if (loop.module, loop.function) in seen:
-            raise _bad(path, f"loop {loop.function}: it is described twice for {loop.module}")
-        seen.add((loop.module, loop.function))
+        for pattern in loop.patterns:
+            if (pattern, loop.function) in seen:
+                raise _bad(path, f"loop {loop.function}: it is described twice for {pattern}")
+            seen.add((pattern, loop.function))
     return loops
 
 
@@ -129,7 +139,7 @@ def _bad(path: Path, what: str) -> Refused:
 
 def _faults(loop: LoopProfile) -> Iterator[str]:
     """What msgspec does not see."""
-    if not loop.module:
+    if not all(loop.patterns) or not loop.patterns:
         yield "'module' is empty"
     yield from _names("function", [loop.function])
     yield from _names("together", loop.together)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.debug.model import plain
@@ -37,7 +36,7 @@ def resolve_loops(
     process = _Process(images, current, new, comparisons)
     chosen: dict[str, LoopProfile] = {}
     for profile in profiles:
-        if fnmatchcase(module, profile.module):
+        if profile.is_of(module):
             chosen.setdefault(profile.function, profile)
     changed = {name for name, profile in chosen.items() if process.is_replaced(profile)}
     groups = {chosen[name].group for name in changed} - {""}
@@ -57,7 +56,7 @@ def resolve_loops(
 
 def loops_of(module: str, build: Build, profiles: Sequence[LoopProfile]) -> frozenset[str]:
     """The functions of a build that may be loops which a thread can be led out of, by name."""
-    profiled = {profile.function for profile in profiles if fnmatchcase(module, profile.module)}
+    profiled = {profile.function for profile in profiles if profile.is_of(module)}
     return frozenset(profiled | functions_with_safe_points(build))
 
 

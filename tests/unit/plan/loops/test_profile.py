@@ -136,6 +136,11 @@ FAULTS = {
         "f cannot return 18446744073709551616",
     ),
     "twice": (FIELDS + FIELDS, "it is described twice for libworker.so.*"),
+    "twice among others": (
+        FIELDS + FIELDS.replace('"libworker.so.*"', '["other", "libworker.so.*"]'),
+        "it is described twice for libworker.so.*",
+    ),
+    "no module at all": (FIELDS.replace('"libworker.so.*"', "[]"), "'module' is empty"),
 }
 
 
@@ -166,3 +171,4 @@ def test_the_profiles_that_come_along() -> None:
         "main",
     }
     assert len({(profile.module, profile.function) for profile in profiles}) == len(profiles)
+    assert all(profile.is_of("ovs-vswitchd") for profile in profiles)  # as Debian links it
