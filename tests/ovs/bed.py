@@ -12,6 +12,8 @@ from hotupgrade.vswitch.processes import wait_until
 from hotupgrade.vswitch.statistics import Shares
 from hotupgrade.vswitch.switch import Switch, SwitchOptions
 
+ENOUGH_PACKETS = 5_000
+WARM_SECONDS = 60.0
 COUNTED_SECONDS = 5.0  # until polling threads have counted what they dropped
 ENDLESS = "table=0,priority=20,in_port={},actions=output:{}"
 
@@ -69,8 +71,17 @@ def locked_out(switch: Switch) -> int:
 
 
 def shares(switch: Switch, seconds: float = 0.5) -> list[Shares]:
-    """By polling thread, in a window from now."""
-    before = switch.pmd_statistics()
-    time.sleep(seconds)
-    after = switch.pmd_statistics()
-    return [now.since(then).shares() for then, now in zip(before, after, strict=True)]
+    """By polling thread, in a window from now: of ``seconds``, or until there are enough packets to tell."""
+    before, begin = switch.pmd_statistics(), time.monotonic()
+    while True:
+        time.sleep(seconds)
+        window = [now.since(then) for then, now in zip(before, switch.pmd_statistics(), strict=True)]
+        if sum(pmd.packets for pmd in window) > ENOUGH_PACKETS or time.monotonic() - begin > WARM_SECONDS:
+            return [pmd.shares() for pmd in window]
+
+
+def warm_up(switch: Switch) -> None:
+    """Wait until the exact match cache, which remembers one packet in a hundred, has got to know one port's flows;
+    packets of the other port are kept out of it."""
+    switch.vsctl("set", "interface", "vhost2", "other_config:emc-enable=false")
+    wait_until(lambda: shares(switch)[0].emc > 0.48, WARM_SECONDS, "the exact match cache to know every flow")

@@ -217,6 +217,11 @@ class Guest:
         after, finish = self.ports(), time.monotonic()
         return _gained(before, after)[1] / (finish - begin)
 
+    def wait_for(self, packets: int, seconds: float = 30.0) -> None:
+        """Until so many more packets have come back: what a rate says on a crowded machine nobody knows."""
+        before = self.ports()
+        wait_until(lambda: _gained(before, self.ports())[1] >= packets, seconds, f"{packets} more packets to come back")
+
     def _wait_for_the_last(self) -> None:
         """Until everything sent has come back, or nothing more comes."""
         deadline = time.monotonic() + self.options.command_timeout
