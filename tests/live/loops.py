@@ -16,7 +16,7 @@ PROFILE = SOURCES / "loops.toml"
 PROFILED = ("--profile", PROFILE)
 INCLUDE = f"-I{PACKAGE / 'hotupgrade' / 'include'}"
 #: Kinds whose loop is another in each version.
-CHANGING = ("busy", "direct", "forking", "latched", "other", "safe", "sleeping")
+CHANGING = ("busy", "direct", "forking", "latched", "other", "safe", "sleeping", "wrapped")
 KINDS = (*CHANGING, "deaf", "stubborn", "wild")
 
 

@@ -78,6 +78,33 @@ def test_flavours(build: Builder, start: Start, hu: HotUpgrade, flavour: str) ->
     there.end()
 
 
+@pytest.mark.parametrize("flavour", ["gcc-O2", *FLAVOURS])
+def test_a_thread_that_was_started_with_another_function(
+    build: Builder, start: Start, driver: Driver, flavour: str
+) -> None:
+    """That function keeps the loop and its argument where the compiler likes."""
+    compiler, *flags = FLAVOURS.get(flavour, ("gcc",))
+    one, two = (loops(build, version, *flags, compiler=compiler) for version in (1, 2))
+    there = Loops(start, build, one, wrapped=2)
+    switch(driver, there, two)
+    there.check(2, entered=2)
+    switch(driver, there, None)
+    there.check(1, entered=3)
+    there.end()
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_a_thread_whose_first_function_is_gone(build: Builder, start: Start, driver: Driver, compiler: str) -> None:
+    """It has called the loop as its last deed: nothing is left that says with which argument."""
+    one, two = (loops(build, version, "-DLAST_DEED", compiler=compiler) for version in (1, 2))
+    there = Loops(start, build, one, wrapped=1)
+    answer = driver.upgrade(there.pid, two, "--timeout", 1)
+    assert answer.code == NOT_NOW, str(answer)
+    assert "wrapped_main" in answer.about()
+    there.check(1, entered=1)
+    there.end()
+
+
 @pytest.mark.timeout(240)
 def test_fifty_times(build: Builder, start: Start, driver: Driver) -> None:
     """The same threads with all that is theirs, and not an item lost; clean-up calls are made when the program ends."""

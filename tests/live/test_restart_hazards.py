@@ -111,3 +111,13 @@ def test_the_program_ends_while_threads_are_restarted(build: Builder, start: Sta
         driver.upgrade(there.pid, two, *PROFILED, "--timeout", 5)
         assert there.program.process.wait(10) == 0, f"after {ms} ms"
         there.program.kill()
+
+
+def test_a_latch_that_the_program_clears_itself(build: Builder, start: Start, driver: Driver) -> None:
+    """There is nothing to read from it then, and it is a pipe that waits until there is."""
+    there = Loops(start, build, loops(build, 1, "-DCLEARS"), latched=1)
+    switch(driver, there, loops(build, 2, "-DCLEARS"))
+    there.check(2, entered=2)
+    switch(driver, there, None)
+    there.check(1, entered=3)
+    there.end()

@@ -100,14 +100,25 @@ class Frames:
         Raises:
             NoFrameError: nothing is known of it.
         """
-        index = bisect_right(self._entries, vaddr, key=lambda entry: entry[0]) - 1
-        if index < 0 or not self._entries[index][0] <= vaddr < self._entries[index][1]:
-            raise NoFrameError(f"no frame information for {vaddr:#x} of {self._label}")
-        first, _, offset = self._entries[index]
+        first, _, offset = self._entry(vaddr)
         try:
             return self._row(first, offset, vaddr)
         except (struct.error, IndexError, ValueError) as error:
             raise NoFrameError(f"frame information for {vaddr:#x} of {self._label}: {error}") from None
+
+    def bounds(self, vaddr: int) -> tuple[int, int]:
+        """[first, end) of the code that one piece of information is about, and that holds a vaddr.
+
+        Raises:
+            NoFrameError: nothing is known of it.
+        """
+        return self._entry(vaddr)[:2]
+
+    def _entry(self, vaddr: int) -> tuple[int, int, int]:
+        index = bisect_right(self._entries, vaddr, key=lambda entry: entry[0]) - 1
+        if index < 0 or not self._entries[index][0] <= vaddr < self._entries[index][1]:
+            raise NoFrameError(f"no frame information for {vaddr:#x} of {self._label}")
+        return self._entries[index]
 
     def _row(self, first: int, offset: int, vaddr: int) -> Row:
         length, identity = struct.unpack_from("<II", self._section, offset)

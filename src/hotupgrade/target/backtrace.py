@@ -51,6 +51,16 @@ class Unwinder:
         region = self._region(pc)
         return self._frames(region).row(pc - region.eh_frame)
 
+    def bounds(self, pc: int) -> tuple[int, int]:
+        """[first, end) of the function, or of the part of one, that ``pc`` is in.
+
+        Raises:
+            NoFrameError: not known.
+        """
+        region = self._region(pc)
+        first, end = self._frames(region).bounds(pc - region.eh_frame)
+        return region.eh_frame + first, region.eh_frame + end
+
     def return_slots(self, pc: int, registers: Mapping[int, int]) -> frozenset[int] | None:
         """Addresses of all words on the stack that calls will return through; None if that cannot be told.
 

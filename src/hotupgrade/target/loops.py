@@ -1,9 +1,10 @@
 """Where a thread stands in the loop that it was started with: proven from its stack, without stopping it.
 
 The outermost frames of a thread do not move while it is in its loop.  The proof has three parts.  The thread's own
-memory names the loop as the function that it was started with, next to the argument.  A return address into the loop
-lies on the stack just where the loop's frame information puts one.  And from the slot that the loop returns through,
-the frame information of all that called it leads to the thread's very beginning, by an exact unwinder.
+memory names the loop as the function that it was started with, next to the argument; where another function was, and
+called the loop, that one's instructions say with what.  A return address into the loop lies on the stack just where
+the loop's frame information puts one.  And from the slot that the loop returns through, the frame information of all
+that called it leads to the thread's very beginning, by an exact unwinder.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from hotupgrade.binary.frames import KEPT, RBP, RSP, NoFrameError, Row
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.target.backtrace import Unwinder
+from hotupgrade.target.callsite import passed, words_of
 from hotupgrade.target.maps import Mapping, mapping_at
 from hotupgrade.target.process import Process, ThreadState
 
@@ -28,6 +30,8 @@ _SYS_GET_ROBUST_LIST = 274
 _PTHREAD, _WINDOW = 0xA00, 512 << 10
 #: A function has set up its frame within so many bytes.
 _BEGINNING = 96
+#: A function that starts threads is smaller, in bytes.
+_MOST_CODE = 64 << 10
 #: The registers that a call keeps, in the order in which the agent has them.
 KEPT_ORDER = tuple(number for number in (3, 6, 12, 13, 14, 15) if number in KEPT)
 
@@ -65,6 +69,7 @@ class InLoop:
     slot: int
     back: int
     argument: int
+    exact: bool  # the argument is surely that; else something else has to prove whose it is
     asleep: Asleep | None
 
 
@@ -156,11 +161,14 @@ class LoopFinder:
         if len(proven) != 1:
             return _unproven(self._process.pid, thread, loop, f"{len(proven)} places could be its frame")
         slot = proven[0]
-        arguments = {argument for place, argument in pairs if place > slot}
+        sure = [argument for place, argument in pairs if place >= tcb]
+        sure = sure or self._passed(loop, slot, self._registers(slot, calls[slot][0], words, low))
+        arguments = set(sure or [argument for place, argument in pairs if place > slot])
         if len(arguments) != 1:
             return _unproven(self._process.pid, thread, loop, f"{len(arguments)} values could be its argument")
+        argument, exact = arguments.pop(), bool(sure)
         asleep = self._asleep(thread, loop, slot, calls[slot])
-        return InLoop(thread.tid, tcb, index, slot, self._back(slot), arguments.pop(), asleep)
+        return InLoop(thread.tid, tcb, index, slot, self._back(slot), argument, exact, asleep)
 
     def _asleep(
         self, thread: ThreadState, loop: LoopCode, slot: int, calls: Sequence[tuple[int, int, Row]]
@@ -212,14 +220,32 @@ class LoopFinder:
 
     def _leads_out(self, slot: int, call: tuple[int, int, Row], words: Words, low: int) -> bool:
         """From the loop's caller on, the unwinder reaches the beginning of the thread."""
+        registers = self._registers(slot, call, words, low)
+        return self._unwinder.return_slots(self._back(slot) - 1, registers) is not None
+
+    @staticmethod
+    def _registers(slot: int, call: tuple[int, int, Row], words: Words, low: int) -> dict[int, int]:
+        """What is known of the registers of the loop's caller, by DWARF number."""
         registers = {RSP: slot + 8}
         for number in KEPT_ORDER:
             where = call[2].saved.get(number)
             at = slot + 8 + where if isinstance(where, int) else None
             if at is not None and low <= at < low + 8 * len(words):
                 registers[number] = int(words[(at - low) // 8])
+        return registers
+
+    def _passed(self, loop: LoopCode, slot: int, registers: dict[int, int]) -> list[int]:
+        """The argument that the loop's caller has passed, if its instructions tell; else nothing."""
         back = self._back(slot)
-        return self._unwinder.return_slots(back - 1, registers) is not None
+        try:
+            start, end = self._unwinder.bounds(back - 1)
+            found = passed(self._process.read(start, min(end - start, _MOST_CODE)), start, back)
+            places = words_of(found, registers) if found is not None else None
+            if places is None or self._process.read_word(places[0]) != loop.home:
+                return []
+            return [self._process.read_word(places[1])]
+        except (NoFrameError, NotNow, ValueError, KeyError):
+            return []
 
     def _back(self, slot: int) -> int:
         return self._led.get(slot) or self._process.read_word(slot)

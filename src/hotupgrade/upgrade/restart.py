@@ -288,8 +288,15 @@ class Restart:
         return door, place.tid
 
     def _require_own(self, loop: LoopRecord, place: InLoop) -> None:
-        """The argument names the thread that it belongs to."""
+        """The argument names the thread that it belongs to, or is known otherwise."""
         if loop.thread is None:
+            if not place.exact:
+                text = (
+                    f"process {self._process.pid}: thread {place.tid} was not started with {loop.function} itself, and "
+                    f"it cannot be told which argument that was given; start the thread with {loop.function}, or say "
+                    f"in a loop profile where the argument names its thread ('thread', see docs/loops.md)"
+                )
+                raise NotNow(Reason("loop-unproven", str(place.tid), text))
             return
         at = self._at(loop.thread, place.argument)
         if self._process.read_word(at) != place.tcb:

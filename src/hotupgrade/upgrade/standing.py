@@ -13,6 +13,9 @@ from hotupgrade.upgrade.commit import unwinder_of
 from hotupgrade.upgrade.prepare import Candidate
 from hotupgrade.upgrade.session import Session
 
+#: Reasons why a stop was not to be had that name a thread which may be in such a loop.
+_ABOUT_A_THREAD = ("active", "stop-asleep")
+
 
 def threads_without_door(session: Session, candidates: Sequence[Candidate]) -> list[Reason]:
     """Refusals for loops that never return, once for each thread that is surely in one.
@@ -29,7 +32,7 @@ def threads_without_door(session: Session, candidates: Sequence[Candidate]) -> l
 def explained(session: Session, candidates: Sequence[Candidate], problem: NotNow) -> Reason | None:
     """Why a stop was not to be had for as long as it was tried, if that is how a thread spends its life."""
     pid, subject = session.process.pid, problem.reason.subject
-    if problem.reason.code != "active" or not subject.isdigit():
+    if problem.reason.code not in _ABOUT_A_THREAD or not subject.isdigit():
         return None
     thread = session.process.thread(int(subject))
     if thread is None:

@@ -217,6 +217,10 @@ static void *latched_main(void *argument)
 #endif
         nap(1);
     }
+#ifdef CLEARS
+    char byte;
+    wrong += read(w->pool->exit.fds[0], &byte, 1) != 1;
+#endif
     w->pool->arrived++;
     return w;
 }
@@ -274,6 +278,48 @@ static void *safe_main(void *argument)
         }
     }
     return w;
+}
+
+/* The same, in a thread that was started with another function: that keeps what it was given. */
+static void *wrapped_main(void *argument)
+{
+    struct worker *w = argument;
+    enter(w);
+    while (!w->stop) {
+        HOTUPGRADE_SAFE_POINT(NULL);
+        finish(w, take(), VERSION);
+#if VERSION > 1
+        w->odd++;
+#endif
+        nap(2);
+    }
+    return w;
+}
+
+struct start {
+    void *(*loop)(void *);
+    void *argument;
+};
+
+static SAME void *wrapper(void *argument)
+{
+#ifdef LAST_DEED
+    struct start given = *(struct start *)argument;
+    free(argument);
+    return given.loop(given.argument);
+#endif
+    volatile struct start start = *(struct start *)argument;
+    free(argument);
+    void *result = start.loop(start.argument);
+    start.argument = NULL;
+    return result;
+}
+
+static SAME int begin_wrapped_thread(struct worker *w, const pthread_attr_t *attributes, void *(*loop)(void *))
+{
+    struct start *start = malloc(sizeof *start);
+    *start = (struct start){loop, w};
+    return pthread_create(&w->thread, attributes, wrapper, start);
 }
 
 /* The same, and it calls nothing but the C library, which keeps no frame pointers. */
@@ -369,7 +415,7 @@ static void *wild_main(void *argument)
 
 /* For the tests. */
 
-enum { BUSY, DEAF, DIRECT, FORKING, LATCHED, OTHER, SAFE, SLEEPING, STUBBORN_ONE, WILD_ONE, KINDS };
+enum { BUSY, DEAF, DIRECT, FORKING, LATCHED, OTHER, SAFE, SLEEPING, STUBBORN_ONE, WILD_ONE, WRAPPED, KINDS };
 
 static const struct kind {
     const char *name;
@@ -386,6 +432,7 @@ static const struct kind {
     [SLEEPING] = {"sleeping", sleeping_main, true},
     [STUBBORN_ONE] = {"stubborn", stubborn_main, false},
     [WILD_ONE] = {"wild", wild_main, true},
+    [WRAPPED] = {"wrapped", wrapped_main, false},
 };
 
 static long begin(const struct kind *kind, long count)
@@ -396,7 +443,13 @@ static long begin(const struct kind *kind, long count)
     for (; count > 0 && n_workers < MOST_WORKERS; count--) {
         struct worker *w = &workers[n_workers++];
         *w = (struct worker){.kind = kind, .pool = &pool};
-        if (pthread_create(&w->thread, NULL, kind->loop, w)) {
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        if (n_workers % 2) { /* others have the least that there can be */
+            pthread_attr_setstacksize(&attributes, 16384);
+        }
+        if (kind->loop == wrapped_main ? begin_wrapped_thread(w, &attributes, kind->loop)
+                                       : pthread_create(&w->thread, &attributes, kind->loop, w)) {
             return -1;
         }
         char title[16];
@@ -454,6 +507,11 @@ EXPORT long begin_stubborn(long count)
 EXPORT long begin_wild(long count)
 {
     return begin(&kinds[WILD_ONE], count);
+}
+
+EXPORT long begin_wrapped(long count)
+{
+    return begin(&kinds[WRAPPED], count);
 }
 
 EXPORT long set_nap(long ms)
