@@ -31,7 +31,7 @@ _MODULE = click.option(
     "modules",
     multiple=True,
     metavar="NAME=FILE",
-    help="Replace the module NAME by FILE, whatever its SONAME.",
+    help="Replace the module NAME by FILE, whatever that calls itself.",
 )
 _TIMEOUT = click.option(
     "--timeout", type=click.FloatRange(min=0.1, max=3600), default=10.0, show_default=True, help="Seconds to try for."
@@ -61,6 +61,7 @@ _DEBUGINFOD = click.option(
     metavar="URL",
     help="A server to ask for debug information, in place of those in DEBUGINFOD_URLS.",
 )
+_SKIP = click.option("--skip-refused", is_flag=True, help="Leave out the modules that are refused, upgrade the others.")
 _IMPORTS = click.option("--imports", is_flag=True, help="Also rewrite the import slots of the other modules.")
 
 
@@ -108,15 +109,13 @@ def _run(command: str, as_json: bool, work: Callable[[], Document]) -> None:
     sys.exit(document["exit_code"])
 
 
-def _named(pairs: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, Path]:
+def _named(pairs: tuple[str, ...]) -> dict[str, Path]:
     named = {}
     for pair in pairs:
         name, separator, path = pair.partition("=")
         if not (name and separator and path):
             raise UsageError(f"--module wants NAME=FILE, not {pair!r}")
         named[name] = Path(path)
-    if not named and not files:
-        raise UsageError("name at least one file with a new build")
     return named
 
 
@@ -143,6 +142,7 @@ def inspect(pid: int, as_json: bool) -> None:
 @_PROFILES
 @_DEBUG_DIRS
 @_DEBUGINFOD
+@_SKIP
 @click.option("--explain", is_flag=True, help="Also say what the verdict rests on, and what it cannot tell.")
 @_JSON
 def check(
@@ -154,10 +154,14 @@ def check(
     profiles: tuple[Path, ...],
     debug_dirs: tuple[Path, ...],
     debuginfod: tuple[str, ...],
+    skip_refused: bool,
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Say whether a process can be upgraded to these builds, and why not.  Touches nothing."""
+    """Say whether a process can be upgraded to these builds, and why not.  Touches nothing.
+
+    Without NEW: to whatever has taken the place of its files on disk.
+    """
 
     def work() -> Document:
         from hotupgrade.binary.cache import default_cache
@@ -167,9 +171,14 @@ def check(
 
         plan = PlanOptions(whole=whole, trust_layout=trust_layout)
         settings = Settings(
-            plan=plan, explain=explain, profiles=profiles, debug_dirs=debug_dirs, debuginfod=debuginfod
+            plan=plan,
+            explain=explain,
+            profiles=profiles,
+            debug_dirs=debug_dirs,
+            debuginfod=debuginfod,
+            skip_refused=skip_refused,
         )
-        return judge(pid, new, _named(modules, new), settings, default_cache())
+        return judge(pid, new, _named(modules), settings, default_cache())
 
     _run("check", as_json, work)
 
@@ -185,6 +194,7 @@ def check(
 @_PROFILES
 @_DEBUG_DIRS
 @_DEBUGINFOD
+@_SKIP
 @_TIMEOUT
 @click.option("--measure-empty", is_flag=True, help="Make a stop without edits first, to compare with.")
 @_JSON
@@ -199,11 +209,15 @@ def upgrade(
     profiles: tuple[Path, ...],
     debug_dirs: tuple[Path, ...],
     debuginfod: tuple[str, ...],
+    skip_refused: bool,
     timeout: float,
     measure_empty: bool,
     as_json: bool,
 ) -> None:
-    """Upgrade a running process to these builds, all of them in one stop."""
+    """Upgrade a running process to these builds, all of them in one stop.
+
+    Without NEW: to whatever has taken the place of its files on disk.
+    """
 
     def work() -> Document:
         from hotupgrade.binary.cache import default_cache
@@ -213,9 +227,16 @@ def upgrade(
 
         plan = PlanOptions(whole=whole, imports=imports, trust_layout=trust_layout)
         settings = Settings(
-            plan, timeout, dry_run, measure_empty, profiles=profiles, debug_dirs=debug_dirs, debuginfod=debuginfod
+            plan,
+            timeout,
+            dry_run,
+            measure_empty,
+            profiles=profiles,
+            debug_dirs=debug_dirs,
+            debuginfod=debuginfod,
+            skip_refused=skip_refused,
         )
-        return perform(pid, new, _named(modules, new), settings, default_cache())
+        return perform(pid, new, _named(modules), settings, default_cache())
 
     _run("upgrade", as_json, work)
 

@@ -16,6 +16,7 @@ from hotupgrade.vswitch.switch import Switch
 ROOT = Path(__file__).resolve().parents[2]
 BUILDS = ROOT / "build" / "ovs"
 BUILD_SECONDS = 300
+STATIC_BUILD_SECONDS = 900  # everything is compiled anew for the first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,6 +55,20 @@ def build_variant(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, st
         done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
         return find_build(name, BUILDS)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def build_static() -> Callable[..., SwitchBuild]:
+    """Build ``name``, linked as Debian links it: one program with everything in it; with patches on top, if any are
+    given.  Built once (the first one takes minutes), then found again."""
+
+    def build(name: str, *patches: Path) -> SwitchBuild:
+        command = [str(ROOT / "scripts" / "build-ovs"), "--static", name, *map(str, patches)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STATIC_BUILD_SECONDS)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return find_build(f"{name}-static", BUILDS)
 
     return build
 

@@ -51,11 +51,19 @@ def _module_lines(console: Console, document: Document) -> None:
                     console.print(f"  {title} {key.replace('_', ' ')}: {_names(names)}")
 
 
+def _skipped(console: Console, document: Document) -> None:
+    """Modules that are left as they are."""
+    for module in document.get("skipped", []):
+        for reason in module["reasons"]:
+            console.print(Text.assemble((f"left out: {module['name']}: ", "bold"), reason["text"]))
+
+
 def _check(console: Console, document: Document) -> None:
     styles = {"upgradable": "bold green", "nothing-to-do": "bold", "refused": "bold red"}
     verdict = document.get("verdict", "refused")
     console.print(Text.assemble(f"process {document['pid']} ({document['name']}): ", (verdict, styles[verdict])))
     _module_lines(console, document)
+    _skipped(console, document)
     explained = document.get("explained", {})
     for title, key in (("proved", "proved"), ("not proved", "not_proved")):
         for line in explained.get(key, []):
@@ -163,14 +171,17 @@ def _together(group: Group) -> Text:
 def _upgrade(console: Console, document: Document) -> None:
     lead = f"process {document['pid']} ({document['name']})"
     if document["outcome"] == "nothing-to-do":
-        console.print(f"{lead} runs this build already: nothing to do")
+        what = "this build already" if document.get("modules") else "what is on disk"
+        console.print(f"{lead} runs {what}: nothing to do")
     elif document["outcome"] == "dry-run":
         console.print(f"{lead}: this is what an upgrade would do (nothing was changed)")
         _module_lines(console, document)
+        _skipped(console, document)
         _edits(console, document)
     elif document["outcome"] == "done":
         console.print(Text.assemble(lead, " ", ("upgraded", "bold green"), f" to generation {document['generation']}"))
         _module_lines(console, document)
+        _skipped(console, document)
         _edits(console, document)
         _timing(console, document)
     else:

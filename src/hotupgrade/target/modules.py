@@ -73,6 +73,7 @@ class Module:
     base: int  # load bias: absolute address = base + vaddr
     name: str  # SONAME, else the file's name
     path: str  # as the memory map shows it, "(deleted)" taken off
+    opened: str  # the path by which the loader opened it; "" for the program
     deleted: bool
     mappings: tuple[Mapping, ...]
     dynamic: Table[int, tuple[int, ...]]
@@ -452,6 +453,7 @@ def _module(
         bias,
         name,
         path or listed,
+        "" if executable else listed,
         home.path.endswith(" (deleted)"),
         tuple(mine),
         dynamic,

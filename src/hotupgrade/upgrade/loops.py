@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hotupgrade.binary.model import Kind
 from hotupgrade.errors import Reason, Refused
 from hotupgrade.plan.entries import JUMP_SIZE, jump_target
 from hotupgrade.plan.loops.model import LoopPlan, LoopSide, Place, SiteKind
@@ -164,6 +165,11 @@ class _Recorder:
         return bytes(content[address - first : address - first + size])
 
     def _function(self, name: str) -> int:
+        """The home of a function of the module, exported or not (a program exports little), or of another module's."""
+        first = self._item.candidate.images[0]
+        row = first.build.by_name.get(name)
+        if row is not None and int(first.build.entities.kind[row]) == Kind.FUNCTION:
+            return first.base + int(first.build.entities.address[row])
         address = self._scene.resolve(name, "")
         if address is None:
             text = f"{self._plan.function}: its profile has {name} called, which the process does not have"

@@ -44,7 +44,8 @@ from hotupgrade.upgrade.ledger import (
     pack_words,
 )
 from hotupgrade.upgrade.loops import free_sites, record_loops, stubs_size
-from hotupgrade.upgrade.prepare import Candidate, Planned, examine, find_room
+from hotupgrade.upgrade.on_disk import replaced_on_disk
+from hotupgrade.upgrade.prepare import Candidate, Examined, Planned, Wanted, examine, find_room
 from hotupgrade.upgrade.recover import recover
 from hotupgrade.upgrade.restart import Restart, with_loops
 from hotupgrade.upgrade.rollback import Conclusion, conclude, in_force, undo_last
@@ -68,6 +69,7 @@ class Settings:
     explain: bool = False
     profiles: tuple[Path, ...] = ()  # of loops, beside those that come with the package
     debug_dirs: tuple[Path, ...] = ()  # folders and packages with the debug information of stripped builds
+    skip_refused: bool = False  # upgrade the others
     debuginfod: tuple[str, ...] = ()  # addresses of servers; those of the environment if there are none
 
     def loops(self) -> list[LoopProfile]:
@@ -82,24 +84,53 @@ class Settings:
 def check(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings: Settings, cache: Cache) -> Document:
     """The verdict on new builds, as a document.  Touches nothing."""
     with Session(pid, exclusive=False) as session:
-        candidates = examine(session, files, named, settings.plan, cache, settings.loops(), settings.search(cache))
+        examined, notes = _examined(session, files, named, settings, cache)
         document = documents.head("check", pid, session.process.name)
         document["generation"] = session.ledger.generation
         if settings.explain:
-            document["explained"] = describe.explained(candidates)
-        return _judged(document, session, candidates)
+            document["explained"] = describe.explained(examined.candidates)
+        return _judged(document, session, examined, notes)
 
 
-def _judged(document: Document, session: Session, candidates: Sequence[Candidate]) -> Document:
+def _examined(
+    session: Session, files: Sequence[Path], named: Mapping[str, Path], settings: Settings, cache: Cache
+) -> tuple[Examined, list[Reason]]:
+    """The builds that were named, or else those that replace the process's modules on disk; and notes on these."""
+    wanted = [*(Wanted(path) for path in files), *(Wanted(path, name) for name, path in named.items())]
+    notes: list[Reason] = []
+    if not wanted:
+        found, notes = replaced_on_disk(session)
+        wanted = [Wanted(item.path, module=item.module) for item in found]
+    examined = examine(
+        session,
+        wanted,
+        settings.plan,
+        cache,
+        settings.loops(),
+        settings.search(cache),
+        skip_refused=settings.skip_refused,
+    )
+    return examined, notes
+
+
+def _judged(document: Document, session: Session, examined: Examined, notes: Sequence[Reason]) -> Document:
     """Fill in verdict, reasons, notes and what differs."""
-    refusals = [reason for c in candidates for reason in c.refusals] or threads_without_door(session, candidates)
+    candidates = examined.candidates
+    refusals = [*examined.refusals, *(reason for c in candidates for reason in c.refusals)]
+    if not candidates:
+        refusals += [reason for item in examined.skipped for reason in item.reasons]
+    refusals = refusals or threads_without_door(session, candidates)
     modules = [describe.compared(c) for c in candidates]
     document["verdict"] = (
         "refused" if refusals else "nothing-to-do" if all(c.nothing_to_do for c in candidates) else "upgradable"
     )
     document |= {
-        "notes": documents.reasons([note for c in candidates for note in c.notes]),
+        "notes": documents.reasons([*notes, *(note for c in candidates for note in c.notes)]),
         "reasons": documents.reasons(refusals),
+        "skipped": [
+            {"name": item.name, "path": item.path, "reasons": documents.reasons(item.reasons)}
+            for item in examined.skipped
+        ],
         "modules": modules,
         **describe.totals(modules),
     }
@@ -115,8 +146,9 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
 
     Args:
         pid: the process.
-        files: new builds; each replaces the module of its SONAME.
-        named: module name → new build, for builds whose SONAME does not say.
+        files: new builds; each replaces the module of its SONAME, or the program of its name.
+        named: module name → new build, for builds that do not say so themselves.  If neither files nor names are
+            given: whatever has taken the place of the process's files on disk.
         settings: the operator's choices.
         cache: of analyses of builds.
 
@@ -129,11 +161,11 @@ def upgrade(pid: int, files: Sequence[Path], named: Mapping[str, Path], settings
     """
     begin = time.monotonic()
     with Session(pid, exclusive=not settings.dry_run) as session:
-        candidates = examine(session, files, named, settings.plan, cache, settings.loops(), settings.search(cache))
+        examined, notes = _examined(session, files, named, settings, cache)
         document = documents.head("upgrade", pid, session.process.name)
         document["generation"] = session.ledger.generation
-        _judged(document, session, candidates)
-        todo = [c for c in candidates if not c.nothing_to_do]
+        _judged(document, session, examined, notes)
+        todo = [c for c in examined.candidates if not c.nothing_to_do]
         if document["exit_code"] or not todo:
             return document
         work = _Work(session, todo, settings)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, read_ahead
 from hotupgrade.binary.separate.find import NOWHERE, Search
-from hotupgrade.errors import Reason, Refused
+from hotupgrade.errors import NotNow, Reason, Refused
 from hotupgrade.plan.cache import compare_cached, concerns_cached
 from hotupgrade.plan.concerns import Concern
 from hotupgrade.plan.concerns import notes as hints
@@ -119,49 +119,112 @@ def images_of(
     return images, record.current
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A file with a new build, and what it is to replace: a module, a name that the operator gave, or whatever it says
+    itself."""
+
+    path: Path
+    name: str | None = None
+    module: Module | None = None
+
+
+@dataclass
+class Examined:
+    """What is to be done, and what is left out because it cannot be."""
+
+    candidates: list[Candidate]
+    refusals: list[Reason] = field(default_factory=list)  # of files that could not be compared with anything
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def skip_refused(self, modules: Sequence[Module]) -> None:
+        """Leave out every candidate with a refusal, and those that counted on one of them."""
+        while refused := [c for c in self.candidates if c.refusals]:
+            self.skipped += [Skipped(c.module.name, c.path, tuple(c.refusals)) for c in refused]
+            self.candidates = [c for c in self.candidates if not c.refusals]
+            _judge_prototypes(modules, self.candidates)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A module that is left as it is, and why."""
+
+    name: str
+    path: str
+    reasons: tuple[Reason, ...]
+
+
 def examine(
     session: Session,
-    files: Sequence[Path],
-    named: Mapping[str, Path],
+    wanted: Sequence[Wanted],
     options: PlanOptions,
     cache: Cache,
     profiles: Sequence[LoopProfile] = (),
     search: Search = NOWHERE,
-) -> list[Candidate]:
+    *,
+    skip_refused: bool = False,
+) -> Examined:
     """Open and compare all new builds and give the verdict on each.
 
     ``profiles``: of loops that never return.  ``search``: for the debug information of stripped builds.
 
     Raises:
-        Refused: a file cannot be used at all, or matches no module.
+        Refused: a file that was named cannot be used at all, or matches no module.
     """
-    candidates: list[Candidate] = []
-    for name, path in [*((None, path) for path in files), *named.items()]:
-        build = open_new(path, cache, search)
-        module = find_module(session.modules, build, str(path), name)
-        if any(c.module is module for c in candidates):
-            raise Refused(Reason("twice", str(path), f"{path}: {module.name} is named twice"))
-        images, current = images_of(module, session.ledger.module(module.name, module.base), cache, search)
-        candidates.append(Candidate(module, build, str(path), images, current, []))
-    read_ahead([build for c in candidates for build in (c.new, *(image.build for image in c.images))], cache)
-    for candidate in candidates:
-        module, images, current, build = candidate.module, candidate.images, candidate.current, candidate.new
-        candidate.comparisons += [
-            compare_cached(image.build, build, cache, loops_of(module.name, image.build, profiles)) for image in images
-        ]
-        if not candidate.nothing_to_do:
-            candidate.refusals, candidate.notes = verdict(images, current, build, candidate.comparisons, options)
-            candidate.concerns = concerns_cached(candidate.comparison, cache)
-            candidate.notes += hints(candidate.concerns)
-            candidate.loops, refusals = resolve_loops(
-                module.name, images, current, build, candidate.comparisons, profiles
-            )
-            candidate.refusals += refusals
-            candidate.refusals += unwinding.refusals(module.name, [images[0].build, build], session.modules)
-            candidate.refusals += interposition.refusals(session.modules, module, images[0].build, build)
-            candidate.refusals += _main_changed(candidate)
-    _judge_prototypes(session.modules, candidates)
-    return candidates
+    result = Examined([])
+    for item in wanted:
+        try:
+            candidate = _opened(session, item, cache, search)
+        except (Refused, NotNow) as problem:
+            if item.module is None:
+                raise
+            reasons = problem.reasons if isinstance(problem, Refused) else (problem.reason,)
+            if skip_refused:
+                result.skipped.append(Skipped(item.module.name, str(item.path), tuple(reasons)))
+            else:
+                result.refusals += reasons
+            continue
+        if any(c.module is candidate.module for c in result.candidates):
+            raise Refused(Reason("twice", str(item.path), f"{item.path}: {candidate.module.name} is named twice"))
+        result.candidates.append(candidate)
+    read_ahead([build for c in result.candidates for build in (c.new, *(i.build for i in c.images))], cache)
+    for candidate in result.candidates:
+        _judge(session, candidate, options, cache, profiles)
+    _judge_prototypes(session.modules, result.candidates)
+    if skip_refused:
+        result.skip_refused(session.modules)
+    return result
+
+
+def _opened(session: Session, item: Wanted, cache: Cache, search: Search) -> Candidate:
+    build = open_new(item.path, cache, search)
+    module = item.module or find_module(session.modules, build, str(item.path), item.name)
+    if module.executable != build.executable:
+        raise Refused(_no_such_module(session.modules, build, str(item.path), module.name))
+    if module.name.startswith("ld-linux"):
+        text = f"{module.name} is the dynamic linker itself, which has no state that new code could be given: restart"
+        raise Refused(Reason("dynamic-linker", module.name, text))
+    images, current = images_of(module, session.ledger.module(module.name, module.base), cache, search)
+    return Candidate(module, build, str(item.path), images, current, [])
+
+
+def _judge(
+    session: Session, candidate: Candidate, options: PlanOptions, cache: Cache, profiles: Sequence[LoopProfile]
+) -> None:
+    module, images, current, build = candidate.module, candidate.images, candidate.current, candidate.new
+    candidate.comparisons += [
+        compare_cached(image.build, build, cache, loops_of(module.name, image.build, profiles)) for image in images
+    ]
+    if candidate.nothing_to_do:
+        return
+    candidate.refusals, candidate.notes = verdict(images, current, build, candidate.comparisons, options)
+    candidate.concerns = concerns_cached(candidate.comparison, cache)
+    candidate.notes += hints(candidate.concerns)
+    candidate.loops, refusals = resolve_loops(module.name, images, current, build, candidate.comparisons, profiles)
+    candidate.refusals += refusals
+    candidate.refusals += unwinding.refusals(module.name, [images[0].build, build], session.modules)
+    candidate.refusals += interposition.refusals(session.modules, module, images[0].build, build)
+    candidate.refusals += _main_changed(candidate)
 
 
 def _main_changed(candidate: Candidate) -> Iterator[Reason]:
