@@ -25,6 +25,7 @@ from samples import Effort, Result, Row, Series, median
 from stops import Target
 
 from hotupgrade.binary.cache import default_cache
+from hotupgrade.errors import HotUpgradeError
 from hotupgrade.report.restarts import groups, restarts
 from hotupgrade.vswitch import demo
 from hotupgrade.vswitch.builds import find_build
@@ -87,8 +88,14 @@ def measure(switch: Switch, target: Target, effort: Effort) -> Result:
         bench = Bench(switch, target, recorder, Clock(), result)
         result.facts["switches_recorded"] = recorder is not None
         before = _best_rate(switch)
-        for _ in effort.turns():
-            _turn(bench, pollers)
+        for turn in effort.turns():
+            try:
+                _turn(bench, pollers)
+            except HotUpgradeError as error:
+                if not turn:
+                    raise
+                result.facts["ended_by"] = str(error)  # what was measured until then is not thrown away
+                break
         result.facts["rate_ratio"] = _best_rate(switch).ratio_to(before)
         result.facts["packets_per_second"] = before.per_second
         _control(bench, pollers)
@@ -332,7 +339,9 @@ def _group_rows(result: Result) -> list[Row]:
 
 def _rest_rows(result: Result) -> list[Row]:
     gave_up = len(result.facts["not_now"])
+    ended = result.facts.get("ended_by")
     return [
+        *([Row("ended early by an error", ended, holds=False)] if ended else []),
         Row(
             "threads restarted, and to be when their sleep ends",
             f"{result['threads_arrived'].median:.0f} and {result['threads_sleeping'].median:.0f}",

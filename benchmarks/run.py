@@ -43,7 +43,7 @@ FULL = {
     "patches": Effort(30, 120),
     "whole": Effort(30, 100),
     "imports": Effort(30, 25),
-    "restarts": Effort(100, 400),
+    "restarts": Effort(100, 400, least=50),
     "restart_meter": Effort(10, 60),
     "meter": Effort(10, 5),
     "sleepers": Effort(12, 5),
