@@ -27,6 +27,7 @@ WANTED = 200
 AT_ONCE = ("pmd_thread_main", "udpif_upcall_handler", "udpif_revalidator")
 #: How often the polling threads are ended for good, and how often the tool is killed, in turns.
 REPLACED_EVERY, KILLED_EVERY = 20, 10
+BETWEEN_CHANGES = 0.1  # seconds
 DRIVER_TURNS = 50  # a command's process is made anew now and then
 
 
@@ -43,10 +44,11 @@ CHANGES: dict[str, Callable[[Switch, int], None]] = {
 
 
 def _change(switch: Switch, done: dict[str, int], turn: int) -> None:
-    """One thing after the other, as fast as the switch takes it."""
+    """One thing after the other; a main thread that never comes to rest could not be held."""
     for name, change in CHANGES.items():
         change(switch, turn)
         done[name] = done.get(name, 0) + 1
+        time.sleep(BETWEEN_CHANGES)
 
 
 @dataclass

@@ -81,7 +81,8 @@ def leaders(threads: Iterable[ThreadState], main: int, only_main: bool = False) 
     """The threads that may run operations, best first: asleep in a call that holds no lock and can be made again."""
     order = {number: rank for rank, number in enumerate(_LEADER_CALLS)}
     fit = [t for t in threads if t.asleep and t.system_call in order and (t.tid == main or not only_main)]
-    return sorted(fit, key=lambda t: (order[t.system_call or 0], t.tid != main))
+    # The main thread last of those that are equal: it is the one that is likely to be woken for something.
+    return sorted(fit, key=lambda t: (order[t.system_call or 0], t.tid == main, t.cpu_ticks))
 
 
 def with_room(process: Process, threads: Iterable[ThreadState]) -> list[ThreadState]:
