@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from fuzz import corpus, memory, mutations
+from fuzz import aside, corpus, memory, mutations
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, Entry, cache_key, load_build
 from hotupgrade.binary.debug.model import checked
@@ -259,6 +259,9 @@ TARGETS = {
     "maps": Target(maps, map_seeds, 0.05),
     "journal": Target(journal_lines, journal_seeds, 0.03),
     "cache": Target(cache_entry, cache_seeds, 0.07),
+    "companion": Target(aside.companion, aside.companion_seeds, 0.1, structured=True),
+    "shared": Target(aside.shared, aside.shared_seeds, 0.1, structured=True),
+    "package": Target(aside.package, aside.package_seeds, 0.05),
 }
 
 

@@ -34,6 +34,9 @@ EXAMPLES = {
     "maps": 200,
     "journal": 100,
     "cache": 60,
+    "companion": 150,
+    "shared": 200,
+    "package": 300,
 }
 
 
@@ -52,7 +55,7 @@ def test_mutations(name: str) -> None:
     each()
 
 
-@pytest.mark.parametrize("name", ["ledger", "modules", "maps", "journal", "cache"])
+@pytest.mark.parametrize("name", ["ledger", "modules", "maps", "journal", "cache", "package"])
 def test_anything(name: str) -> None:
     @settings(max_examples=100, deadline=None, database=None, derandomize=True)
     @given(st.binary(max_size=4096))

@@ -27,7 +27,7 @@ def open_new(path: Path, cache: Cache, search: Search = NOWHERE) -> Build:
         place.
     """
     data = read_regular(path, partial(require_trusted, path))
-    return load_build(data, str(path), cache, path.absolute(), search)
+    return load_build(data, str(path), cache, path.resolve(), search)
 
 
 def open_loaded(module: Module, cache: Cache, search: Search = NOWHERE) -> Build:

@@ -22,7 +22,7 @@ from hotupgrade.binary.debug.describe import (
 from hotupgrade.binary.debug.model import Debug, Definition, Variable, names_in
 from hotupgrade.binary.debug.ranges import merged, ranges_of
 from hotupgrade.binary.debug.sections import Corrupt, Sections, Supplement, Unusable
-from hotupgrade.binary.debug.units import Entry, Units
+from hotupgrade.binary.debug.units import Allowance, Entry, Units
 from hotupgrade.binary.model import Section
 
 # What a file that is not as it should be makes the reader stumble over.
@@ -63,7 +63,7 @@ class _Reader:
         self._constants: dict[tuple[str, str, bool], dict[int, None]] = defaultdict(dict)
 
     def read(self) -> Debug:
-        atomics, covered = True, list[tuple[int, int]]()
+        atomics, covered, allowance = True, list[tuple[int, int]](), Allowance(self._units)
         for unit in self._units:
             atomics &= unit.version >= 5
             covered += ranges_of(unit)
@@ -72,6 +72,7 @@ class _Reader:
             files = {name: self._files.setdefault(name, len(self._files)) for name in names}
             for entry in unit.load().values():
                 if entry.tag in _LOOKED_AT:
+                    allowance.take(len(files) - 1)
                     self._add(entry, files)
         return Debug(
             atomics=atomics,

@@ -21,6 +21,7 @@ MAX_ENTRIES = 3_000_000  # of the units that are held at one time
 MAX_DEPTH = 512
 MAX_STRING = 1 << 16
 MAX_STRINGS = 1 << 28  # bytes of all strings
+SHARED_ANYHOW, SHARED_BYTES = 100_000, 4  # see Allowance
 
 _LENGTH_64 = 0xFFFFFFFF
 _LENGTH_RESERVED = 0xFFFFFFF0
@@ -273,6 +274,22 @@ def _name_by_typedef(entries: dict[int, Entry], forms: Container[int]) -> None:
                 target.alias = entry.name
 
 
+class Allowance:
+    """How often what is written once may count: in proportion to the file, and more than dwz ever saves.
+
+    Else a small file could say everything of every file.
+    """
+
+    def __init__(self, units: Units) -> None:
+        sizes = len(units.sections.info), len(units.supplement.sections.info) if units.supplement else 0
+        self._left = SHARED_ANYHOW + sum(sizes) // SHARED_BYTES
+
+    def take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise Unusable("its debug information shares more between its units than is read")
+
+
 def _imports(unit: Unit) -> Iterator[Unit]:
     for entry in unit.root.children:
         if entry.tag == Tag.IMPORTED_UNIT:
@@ -324,6 +341,7 @@ class Units:
 
     def _find_importers(self) -> dict[Unit, list[Unit]]:
         found: dict[Unit, list[Unit]] = {}
+        allowance = Allowance(self)
         for unit in self._units:
             if unit.root.tag == Tag.PARTIAL_UNIT:
                 continue
@@ -332,6 +350,7 @@ class Units:
                 self.sections.check_time()
                 for imported in _imports(work.pop()):
                     if imported not in seen:
+                        allowance.take(1)
                         seen.add(imported)
                         work.append(imported)
                         found.setdefault(imported, []).append(unit)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO
 
 from hotupgrade.binary.separate.unpack import Stream, UnpackError, unpacking
 
@@ -55,7 +54,7 @@ def find_files(
         stream.skip(-member.size % _BLOCK)
 
 
-def _data(archive: bytes) -> tuple[str, IO[bytes]]:
+def _data(archive: bytes) -> tuple[str, _Part]:
     """The compressed files of a package: the member's name, and its contents."""
     if not archive.startswith(MAGIC):
         raise UnpackError("it is no Debian package")
@@ -69,11 +68,25 @@ def _data(archive: bytes) -> tuple[str, IO[bytes]]:
         if name in ("data.tar", "data.tar.xz", "data.tar.zst", "data.tar.gz"):
             if at + size > len(archive):
                 raise UnpackError("it is cut off")
-            return name, io.BytesIO(archive[at : at + size])
+            return name, _Part(archive, at, size)
         if name.startswith("data.tar"):
             raise UnpackError(f"it is packed in a way that is not known here ({name}); unpack it with dpkg -x")
         at += size + size % 2
     raise UnpackError("it is no Debian package, or it is damaged")
+
+
+class _Part(io.BufferedIOBase):
+    """Some of a file's bytes as a file, without a copy of them all."""
+
+    def __init__(self, content: bytes, start: int, size: int) -> None:
+        self._content = memoryview(content)[start : start + size]
+        self._at = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        end = len(self._content) if size is None or size < 0 else self._at + size
+        found = bytes(self._content[self._at : end])
+        self._at += len(found)
+        return found
 
 
 def _decimal(field: bytes) -> int:

@@ -8,7 +8,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import IO
+from typing import IO, cast
 
 import zstandard
 
@@ -16,6 +16,9 @@ MAX_DICTIONARY = 1 << 27  # bytes that a decompressor may keep beside its output
 _CHUNK = 1 << 18
 
 _ERRORS = (lzma.LZMAError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile, EOFError, MemoryError, ValueError)
+
+
+Source = io.BufferedIOBase
 
 
 class UnpackError(Exception):
@@ -67,7 +70,7 @@ class Stream:
             size -= len(part)
 
 
-def unpacking(source: IO[bytes], kind: str, limit: int) -> Stream:
+def unpacking(source: Source, kind: str, limit: int) -> Stream:
     """What a compressed stream unpacks to; ``kind`` is a key of ``KINDS``."""
     return Stream(KINDS[kind](source), limit)
 
@@ -99,12 +102,15 @@ def unpack_zlib(content: bytes, size: int) -> bytes:
 
 
 def unpack_zstd(content: bytes, size: int) -> bytes:
-    """The same for zstd, of one frame or several."""
+    """The same for zstd, of one frame or several; piece by piece, as room for all of it would be taken beforehand."""
+    read, parts, left = _zstd(io.BytesIO(content)), list[bytes](), size + 1
     try:
-        found = _zstd(io.BytesIO(content))(size + 1)
+        while left and (part := read(min(left, _CHUNK))):
+            parts.append(part)
+            left -= len(part)
     except _ERRORS as error:
         raise UnpackError("a section cannot be unpacked") from error
-    return _of_size(found, size)
+    return _of_size(b"".join(parts), size)
 
 
 def _of_size(found: bytes, size: int) -> bytes:
@@ -113,16 +119,16 @@ def _of_size(found: bytes, size: int) -> bytes:
     return found
 
 
-def _zstd(source: IO[bytes]) -> Callable[[int], bytes]:
+def _zstd(source: Source) -> Callable[[int], bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_DICTIONARY)
-    return decompressor.stream_reader(source, read_across_frames=True, closefd=False).read
+    return decompressor.stream_reader(cast(IO[bytes], source), read_across_frames=True, closefd=False).read
 
 
-def _gzip(source: IO[bytes]) -> Callable[[int], bytes]:
+def _gzip(source: Source) -> Callable[[int], bytes]:
     return gzip.GzipFile(fileobj=source, mode="rb").read
 
 
-def _xz(source: IO[bytes]) -> Callable[[int], bytes]:
+def _xz(source: Source) -> Callable[[int], bytes]:
     """Not LZMAFile, which knows no limit on memory."""
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY + (1 << 20))
 
@@ -138,6 +144,6 @@ def _xz(source: IO[bytes]) -> Callable[[int], bytes]:
     return read
 
 
-KINDS: Mapping[str, Callable[[IO[bytes]], Callable[[int], bytes]]] = MappingProxyType(
+KINDS: Mapping[str, Callable[[Source], Callable[[int], bytes]]] = MappingProxyType(
     {"": lambda source: source.read, "xz": _xz, "zst": _zstd, "gz": _gzip}
 )

@@ -78,10 +78,11 @@ def strip(whole: Path, place: Path, *, link: bool = True) -> tuple[Path, Path]:
     return module, debug
 
 
-def by_identity(root: Path, build_id: str) -> Path:
+def by_identity(root: Path, build_id: str, *, make: bool = True) -> Path:
     """Where a debug file lies below a folder like /usr/lib/debug; its folder is made."""
     path = root / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make:
+        path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hotupgrade.binary.build import Build
+from hotupgrade.binary.debug import units
 from hotupgrade.binary.debug.mentions import read_mentions
 from hotupgrade.binary.separate.find import Search
 from hotupgrade.errors import Refused
@@ -163,3 +164,15 @@ def test_the_same_types_are_private_to_files(compiler: Compiler, tmp_path: Path)
     found, expected = Build.open(tmp_path / "squeezed").debug, Build.open(whole).debug
     assert len(expected.types["struct own"]) == 2
     assert said(found) == said(expected)
+
+
+@pytest.mark.parametrize("room", [0, 3])
+def test_more_is_shared_than_anybody_needs(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """A few bytes could say of every file what is said once."""
+    run("dwz", "-o", "squeezed", whole, cwd=tmp_path)
+    monkeypatch.setattr(units, "SHARED_ANYHOW", room)
+    monkeypatch.setattr(units, "SHARED_BYTES", 1 << 40)
+    assert "shares more between its units" in Build.open(tmp_path / "squeezed").debug.missing
+    assert not Build.open(whole).debug.missing
