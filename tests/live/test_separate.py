@@ -108,6 +108,30 @@ def test_what_a_process_holds_is_kept(build: Builder, start: Start, hu: HotUpgra
     hu.upgraded(program, last)
 
 
+def test_the_order_of_package_managers(build: Builder, start: Start, hu: HotUpgrade, place: Path) -> None:
+    """A stripped program of its own is replaced on disk; what runs has its debug information only in a package that is
+    installed no more."""
+    flags = ("-fPIE", "-pie", "-rdynamic")
+    builds = [build.executable(["layout"], version, unique(*flags)) for version in (1, 2)]
+    installed = Path(shutil.copy2(builds[0], place / "program"))
+    old, old_debug = stripped(installed, link=False)
+    package_of_old = package(old_debug, place, "old-dbgsym")
+    program = start(old)
+    program.call("add_item", 3)
+
+    fresh = Path(shutil.copy2(builds[1], place / "fresh"))
+    new, new_debug = stripped(fresh, link=False)
+    package_of_new = package(new_debug, place, "new-dbgsym")
+    new.rename(installed)
+    run("dpkg-deb", "-x", package_of_new, place / "root")
+    refused = hu.upgrade(program.pid)
+    assert (refused.code, refused.codes()) == (REFUSED, {"no-symbols"})
+    hu.upgraded(program, "--debug-dir", package_of_old, "--debug-dir", place / "root")
+    assert program.call("sum_of_items") == 101006003
+    hu.rolled_back(program)
+    assert program.call("sum_of_items") == 1006003
+
+
 def test_of_another_build(build: Builder, start: Start, hu: HotUpgrade) -> None:
     old, old_debug = stripped(build.library("layout", 1, unique()))
     new, new_debug = stripped(build.library("layout", 2, unique()))

@@ -31,6 +31,7 @@ FORMAT = 8  # raise it whenever the meaning of an entry or the way to find its c
 MAGIC = b"hotupgrade cache\0"
 DIGEST = 32
 MAX_ENTRIES = 1024
+MAX_DOWNLOAD = 1 << 28  # bytes of a file that is kept
 ALLOWED_TYPES = frozenset(("<u8", "<i8", "<i4", "|u1", "|b1"))
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -293,6 +294,8 @@ class Downloads:
             return None
 
     def save(self, key: str, content: bytes) -> None:
+        if len(content) > MAX_DOWNLOAD:
+            return
         self._cache.put(entry(f"file/{key}", {"content": np.frombuffer(content, np.uint8)}))
 
 

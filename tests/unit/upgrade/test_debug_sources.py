@@ -109,9 +109,12 @@ def test_nothing_is_kept_of_what_is_in_the_file(compiler: Compiler, state: Path)
     assert not (state / "debug").exists()
 
 
-def test_downloads_are_kept_by_address(tmp_path: Path) -> None:
+def test_downloads_are_kept_by_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Downloads(Cache(tmp_path / "cache"))
     store.save("http://a/1", b"one")
     assert store.load("http://a/1") == b"one"
     assert store.load("http://b/1") is None
     assert Downloads(Cache(None)).load("http://a/1") is None
+    monkeypatch.setattr("hotupgrade.binary.cache.MAX_DOWNLOAD", 2)
+    store.save("http://a/2", b"two")
+    assert store.load("http://a/2") is None

@@ -71,7 +71,8 @@ class _Files:
         seen: set[Path] = set()
         for path, linked in self._paths(wanted):
             if path not in seen and _is_there(path):
-                yield Candidate(str(path), linked, partial(self._read, path), path.parent)
+                # Names are relative to where a file is, not to where a link to it is.
+                yield Candidate(str(path), linked, partial(self._read, path), path.resolve().parent)
             seen.add(path)
 
     def described(self, wanted: Wanted) -> list[str]:

@@ -11,6 +11,7 @@ from hotupgrade.binary.build import Build
 from hotupgrade.binary.debug import units
 from hotupgrade.binary.debug.mentions import read_mentions
 from hotupgrade.binary.separate.find import Search
+from hotupgrade.binary.separate.places import DebugRoot
 from hotupgrade.errors import Refused
 from unit.binary.separate.stripped import (
     SOURCES,
@@ -22,6 +23,7 @@ from unit.binary.separate.stripped import (
     run,
     said,
     strip,
+    trusted,
 )
 from unit.conftest import Compiler
 
@@ -111,6 +113,22 @@ def test_where_the_shared_file_may_lie(whole: Path, tmp_path: Path) -> None:
     alone = Build.open(module, debug_root(root))
     assert "part of its debug information is in ../.dwz/common.debug" in alone.debug.missing
     assert str(below) in alone.debug.missing
+
+
+def test_a_link_by_the_build_id(whole: Path, tmp_path: Path) -> None:
+    """As Fedora has it: the file itself lies elsewhere, and names in it start from there."""
+    module, debug = strip(whole, tmp_path / "one", link=False)
+    _, other = strip(whole, tmp_path / "two", link=False)
+    place, root = tmp_path / "debug" / "usr" / "lib64", tmp_path / "debug"
+    run("dwz", "-m", "common", "-M", "../../.dwz/common", debug, other, cwd=tmp_path)
+    place.mkdir(parents=True)
+    (root / ".dwz").mkdir()
+    (tmp_path / "common").rename(root / ".dwz" / "common")
+    debug.rename(place / "libx.so.debug")
+    expected = Build.open(whole)
+    by_identity(root, expected.build_id).symlink_to("../../usr/lib64/libx.so.debug")
+    build = Build.open(module, Search((DebugRoot(root, trusted),)))
+    assert_same(build, expected)
 
 
 def test_the_shared_file_by_its_build_id(whole: Path, tmp_path: Path) -> None:
