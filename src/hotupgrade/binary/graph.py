@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic
 
@@ -40,6 +41,14 @@ class Graph:
     blocks: Mapping[int, Block]
     entries: tuple[int, ...]  # where control comes in from outside, or may
     astray: frozenset[int]  # blocks that nothing seems to lead to
+
+    @cached_property
+    def predecessors(self) -> Mapping[int, list[int]]:
+        found: dict[int, list[int]] = {start: [] for start in self.blocks}
+        for start, block in self.blocks.items():
+            for successor in block.successors:
+                found.setdefault(successor, []).append(start)
+        return found
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def _with_astray(blocks: Mapping[int, Block], given: Sequence[int]) -> Graph:
     reached = frozenset(seen)
     roots = []
     for start in sorted(blocks):
-        if start not in seen and not _is_padding(blocks[start]):
+        if start not in seen and not is_padding(blocks[start]):
             roots.append(start)
             _reach(blocks, [start], seen)
     return Graph(blocks, (*given, *roots), frozenset(seen - reached))
@@ -141,7 +150,7 @@ def _reach(blocks: Mapping[int, Block], entries: Iterable[int], seen: set[int]) 
         work.extend(blocks[start].successors)
 
 
-def _is_padding(block: Block) -> bool:
+def is_padding(block: Block) -> bool:
     """Nothing but no-operations, and what makes a processor stop there if it comes by all the same."""
     return all(
         instruction.flow_control in (FlowControl.EXCEPTION, FlowControl.INTERRUPT)

@@ -16,6 +16,7 @@ from hotupgrade.binary.flow import Field, Findings, Module, follow
 from hotupgrade.binary.graph import Surroundings, graph_of
 from hotupgrade.binary.model import I32, Flags, Form, Kind, References, Slot, TargetKind
 from hotupgrade.binary.relocations import Relocation
+from hotupgrade.binary.returns import Returns
 
 if TYPE_CHECKING:
     from hotupgrade.binary.build import Build
@@ -26,7 +27,7 @@ DATA16 = 0x66
 # Linkers make `mov %fs:0, %rax; lea x@tpoff(%rax), %rax` of general dynamic access in executables: the new field is so
 # far behind the one that the record tells of (psABI x86-64, "GD to LE").
 RELAXED_GENERAL_DYNAMIC = 8
-BIAS = 64  # bytes: no pointer that a loop begins with lies further from the object that it means
+BIAS = 64  # bytes: how far from an object a pointer may begin that a function counts from, and never names otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ class _Places:
         self.start = [int(entities.address[row]) for row in self.rows]
         self.size = [int(entities.size[row]) for row in self.rows]
         self._address = dict(zip(self.rows, self.start, strict=True))
+        self._size = dict(zip(self.rows, self.size, strict=True))
         self.below = below_thread_pointer(build) if build.executable else 0
 
     def field(self, position: int, form: Form, target: int, row: int, function: int) -> ThreadLocalField:
@@ -190,24 +192,22 @@ class _Places:
     def at(self, offset: int) -> int:
         """The row at an offset, or else the one that ends there; -1 if there is none."""
         at = bisect_right(self.start, offset) - 1
-        if at < 0:
-            return -1
-        inside = offset < self.start[at] + max(self.size[at], 1)
-        return self.rows[at] if inside or offset == self.start[at] + self.size[at] else -1
+        return self.rows[at] if at >= 0 and offset <= self.start[at] + self.size[at] else -1
+
+    def inside(self, offset: int) -> int:
+        row = self.at(offset)
+        return row if row >= 0 and offset < self._address[row] + self._size[row] else -1
 
     def meant(self, symbol: int, addend: int) -> int:
         """The row of a symbol, or what lies at its addend (a symbol of a section)."""
         at = bisect_right(self.start, symbol) - 1
         return self.rows[at] if at >= 0 and self.start[at] == symbol else self.at(symbol + addend)
 
-    def others(self, offset: int, row: int) -> Iterator[int]:
-        """Objects that a pointer which begins or ends a loop may mean, other than the one at its offset."""
-        at = bisect_right(self.start, offset)
-        for near in range(max(at - 3, 0), min(at + 3, len(self.rows))):
-            ends = offset - self.start[near] - self.size[near]
-            begins = self.start[near] - offset
-            if self.rows[near] != row and (0 <= ends <= BIAS or 0 < begins <= min(BIAS, self.size[near] // 2)):
-                yield self.rows[near]
+    def near(self, offset: int) -> Iterator[tuple[int, int, int]]:
+        """(row, start, size) of what a pointer may mean from which a loop begins, or at which it ends."""
+        for row, start, size in zip(self.rows, self.start, self.size, strict=True):
+            if start - size <= offset <= start + size + BIAS:
+                yield row, start, size
 
 
 # By data flow
@@ -256,6 +256,7 @@ class _Search:
             base_slots=self._base_slots,
             offset_slots=frozenset(complete - self._base_slots.keys()),
             lookups=frozenset(lookups),
+            returns=Returns(build),
         )
 
     def _members(self) -> dict[int, list[int]]:
@@ -300,13 +301,12 @@ class _Search:
         for found in findings.values():
             kept = [each for each in found.fields.values() if each.slots <= whole]
             unproven.update(each.position for each in found.fields.values() if self._is_puzzling(each, whole))
-            named = [self._field(each) for each in kept]
-            used = {each.row for each in named}
-            for each, result in zip(kept, named, strict=True):
-                if each.indexed or each.takes_address:
-                    others = self._places.others(result.target, result.row)
-                    doubtful += [(result.position, row) for row in others if row in used]
-            fields += named
+            used = {each.position: self._places.at(self._target(each)) for each in kept}
+            for each in kept:
+                elsewhere = {row for position, row in used.items() if position != each.position}
+                row, others = self._meant(each, found.touched.get(each.vaddr, ()), elsewhere)
+                fields.append(self._field(each, row))
+                doubtful += [(each.position, other) for other in others]
             unproven |= found.unproven
             for slot in found.plain.keys() & whole:
                 unproven |= found.plain[slot]
@@ -329,7 +329,7 @@ class _Search:
         reach = int(self._build.entities.size[first]) if first >= 0 else 0
         beyond: set[int] = set()
         for found in fields:
-            if found.told or found.value >= reach:
+            if found.told or not 0 <= found.number < reach:
                 beyond |= found.slots
         return _whole_blocks(self._build, self._references, self._base_slots.values(), beyond)
 
@@ -337,8 +337,35 @@ class _Search:
         """A field that counts from what does not name the block after all; what descriptors give may be a variable."""
         return any(self._build.slots[slot].relocation == Relocation.DTPMOD64 for slot in found.slots - whole)
 
-    def _field(self, found: Field) -> ThreadLocalField:
-        target = found.value + (self._places.below if found.from_pointer else 0)
+    def _meant(self, found: Field, touched: Iterable[int], used: Collection[int]) -> tuple[int, set[int]]:
+        """(the row that a field means, others that it may mean instead).
+
+        A read or write at a fixed place lies within what it means.  An address, or a place that an index is added to,
+        may lie behind an object or before it; what is read or written through it tells.  ``used`` are the rows that
+        other fields of the function mean.
+        """
+        target, places = self._target(found), self._places
+        row = places.at(target)
+        if not found.loose:
+            return row, set()
+        told = {places.inside(target + distance) for distance in touched} - {-1}
+        if told:
+            return (row if row in told else min(told)), told - {row if row in told else min(told)}
+        others = set()
+        for near, start, size in places.near(target):
+            before = start - target
+            # The function need not name an array in any other way if it counts from one instead of nought.
+            shifted = 0 < before <= min(BIAS, size - 1) and target not in places.start
+            if near in used or shifted:
+                others.add(near)
+        if row < 0 and len(others) == 1:
+            return others.pop(), set()
+        return row, others - {row}
+
+    def _target(self, found: Field) -> int:
+        return found.number + (self._places.below if found.from_pointer else 0)
+
+    def _field(self, found: Field, row: int) -> ThreadLocalField:
         form = Form.TPOFF if found.from_pointer else Form.DTPOFF
         function = int(self._build.function_spans.find(np.array([found.position], np.int64))[0])
-        return self._places.field(found.position, form, target, self._places.at(target), function)
+        return self._places.field(found.position, form, self._target(found), row, function)
