@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 PYTHON := .venv/bin/python
 C_FILES = $(wildcard src/agent/*.[ch] src/hotupgrade/include/*.h)
-PY_FILES = src tests scripts/fetch-debian-patches hatch_build.py $(wildcard benchmarks)
+PY_FILES = src tests scripts/fetch-debian-patches scripts/fetch-debian-tree hatch_build.py $(wildcard benchmarks)
 
 .PHONY: help setup ovs demo test test-unit lint soak fuzz bench clean distclean
 
@@ -25,8 +25,14 @@ ovs: ## build Open vSwitch twice: as Debian ships it, and without its three secu
 demo: setup ovs ## upgrade a running Open vSwitch under full load, roll back, upgrade again; report in build/demo
 	@$(PYTHON) -m hotupgrade.vswitch.demo
 
-test: setup ovs ## every test
-	@$(PYTHON) -m pytest tests/unit tests/live tests/ovs
+test: setup ovs ## every test; of the real programs only the small ones
+	@scripts/build-real sqlite3 memcached
+	$(PYTHON) -m pytest tests/unit tests/live tests/ovs tests/real/test_sqlite.py tests/real/test_memcached.py
+
+test-real: setup ## real programs from Debian's sources, upgraded while they serve; the first time builds for long
+	@scripts/build-real all
+	$(PYTHON) -m pytest tests/real
+	$(PYTHON) tests/real/table.py
 
 test-unit: setup ## the tests that start no process
 	@$(PYTHON) -m pytest -n auto tests/unit
