@@ -350,7 +350,7 @@ class _Flow:
             return value(Origin.OFFSET)
         if memory.fs:
             thread_pointer = not memory.base and not memory.index and memory.displacement == 0 and step.width == 8
-            return value(Origin.POINTER) if thread_pointer and self._module.executable else OTHER
+            return value(Origin.POINTER) if thread_pointer else OTHER
         return self._state.read(address)
 
     def _number(self, step: Step, number: int, size: int) -> Value:
@@ -387,7 +387,7 @@ class _Flow:
             held = index if held is None else self._sum(step, held, index)
         assert held is not None
         indexed = bool(memory.index)
-        if not lea and not indexed:
+        if not lea:
             self._touch(held, memory.displacement)
         if memory.fs and not has(held, Origin.BLOCK):
             self._from_segment(step, memory, held)
@@ -397,7 +397,7 @@ class _Flow:
     def _displaced(self, step: Step, held: Value, number: int, size: int, *, lea: bool, indexed: bool = False) -> Value:
         """A value and a number that is written in the code.  ``lea``: nothing is read or written there."""
         for origin, is_near in ((Origin.BLOCK, self._is_inside), (Origin.POINTER, self._is_below)):
-            if not has(held, origin):
+            if not has(held, origin) or (origin == Origin.POINTER and not self._module.executable):
                 continue
             if size != LONG:
                 if not lea:

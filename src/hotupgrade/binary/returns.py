@@ -14,15 +14,14 @@ if TYPE_CHECKING:
 
 # Of the C library, the C++ run time and the compiler's own: what their headers declare so.
 NAMES = frozenset(
-    """
-    abort exit _exit _Exit quick_exit pthread_exit thrd_exit
-    longjmp siglongjmp _longjmp __longjmp_chk
-    err errx verr verrx
-    __assert_fail __assert_perror_fail __assert __stack_chk_fail __chk_fail __fortify_fail __libc_fatal
-    _Unwind_Resume __cxa_throw __cxa_rethrow __cxa_bad_cast __cxa_bad_typeid __cxa_throw_bad_array_new_length
-    __cxa_pure_virtual __cxa_deleted_virtual __cxa_call_unexpected __cxa_call_terminate
-    _ZSt9terminatev _ZSt10unexpectedv __clang_call_terminate
-    """.split()
+    (
+        *("abort", "exit", "_exit", "_Exit", "quick_exit", "pthread_exit", "thrd_exit"),
+        *("longjmp", "siglongjmp", "_longjmp", "__longjmp_chk", "err", "errx", "verr", "verrx"),
+        *("__assert_fail", "__assert_perror_fail", "__assert", "__stack_chk_fail", "__chk_fail", "__fortify_fail"),
+        *("_Unwind_Resume", "__cxa_throw", "__cxa_rethrow", "__cxa_bad_cast", "__cxa_bad_typeid"),
+        *("__cxa_throw_bad_array_new_length", "__cxa_pure_virtual", "__cxa_deleted_virtual", "__cxa_call_unexpected"),
+        *("__cxa_call_terminate", "_ZSt9terminatev", "_ZSt10unexpectedv", "__clang_call_terminate"),
+    )
 )
 THROWS = re.compile(r"_ZSt\d+__throw_")  # std::__throw_out_of_range and its like
 

@@ -12,7 +12,7 @@ from hotupgrade.binary.steps import FRAME
 class Origin(enum.IntEnum):
     OTHER = 0  # anything else
     BLOCK = 1  # start of the module's thread-local block (``detail``: index of the slot); an offset is to come
-    POINTER = 2  # the thread pointer; in an executable, an offset is to come
+    POINTER = 2  # the thread pointer; in an executable, an offset may be to come
     OFFSET = 3  # from the thread pointer to a variable, complete
     CONSTANT = 4  # a number in the code (``detail``: vaddr of the instruction) that may be such an offset
     SLOT = 5  # address of the GOT slots from which BLOCK or OFFSET comes (``detail``: index of the slot)

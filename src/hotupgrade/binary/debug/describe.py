@@ -204,12 +204,9 @@ def define(entry: Entry) -> Definition:
 
 
 def enumerators_of(entry: Entry) -> tuple[tuple[str, int], ...]:
-    values = []
-    for child in entry.children:
-        if child.tag == Tag.ENUMERATOR:
-            value = child.number(At.CONST_VALUE)  # compilers write negative ones as such
-            values.append((child.name, 0 if value is None else value))
-    return tuple(values)
+    # Compilers write negative ones as such.
+    enumerators = [child for child in entry.children if child.tag == Tag.ENUMERATOR]
+    return tuple([(child.name, child.number(At.CONST_VALUE) or 0) for child in enumerators])
 
 
 def _stored_as(entry: Entry, size: int) -> str:
@@ -225,62 +222,64 @@ class _Room:
     def __init__(self, size: int) -> None:
         self._left = size
 
-    def take(self) -> None:
-        self._left -= 1
+    def take(self, count: int) -> None:
+        self._left -= count
         if self._left < 0:
             raise Corrupt("a structure with too many members")
 
 
 def _add_fields(fields: list[Field], entry: Entry, prefix: str, start: int, room: _Room) -> None:
+    room.take(len(entry.children))
     for child in entry.children:
-        room.take()
-        tag = child.tag
+        tag, values = child.tag, child.values
         if tag == Tag.MEMBER:
-            if At.EXTERNAL in child.values or At.DECLARATION in child.values:
+            if At.EXTERNAL in values or At.DECLARATION in values:
                 continue  # static: it has a place of its own
             bit, width = _place(child)
-            inner = _unnamed_structure(child)
+            kind = child.entry(At.TYPE)
+            inner = _unnamed_structure(kind)
             if inner is not None and bit >= 0 and not width:
                 name = child.name
                 _add_fields(fields, inner, f"{prefix}{name}." if name else prefix, start + bit, room)
                 continue
-            text = type_of(child)
-            if At.ALIGNMENT in child.values:
+            text = text_of(kind)
+            if At.ALIGNMENT in values:
                 text += f" aligned({child.number(At.ALIGNMENT)})"
             fields.append(Field(prefix + child.name, start + bit if bit >= 0 else bit, width, text))
         elif tag == Tag.INHERITANCE:
             bit, _ = _place(child)
             text = type_of(child)
             fields.append(Field(f"{prefix}<base {text.strip('`')}>", start + bit if bit >= 0 else bit, 0, text))
-        elif tag == Tag.SUBPROGRAM and At.VTABLE_ELEM_LOCATION in child.values:
-            slot = child.values[At.VTABLE_ELEM_LOCATION]
+        elif tag == Tag.SUBPROGRAM and At.VTABLE_ELEM_LOCATION in values:
+            slot = values[At.VTABLE_ELEM_LOCATION]
             number = unsigned(slot, 1)[0] if isinstance(slot, bytes) and slot[:1] == bytes([Op.CONSTU]) else slot
             fields.append(Field(f"{prefix}<virtual {number!s}>", 0, 0, function_name(child)))
 
 
-def _unnamed_structure(member: Entry) -> Entry | None:
-    inner = member.entry(At.TYPE)
+def _unnamed_structure(kind: Entry | None) -> Entry | None:
+    """The structure that a member's type is, if it has no name."""
     for _ in range(8):
-        if inner is None or inner.tag not in (Tag.CONST, Tag.VOLATILE):
+        if kind is None or kind.tag not in (Tag.CONST, Tag.VOLATILE):
             break
-        inner = inner.entry(At.TYPE)
-    if inner is None or inner.tag not in _STRUCTURES or name_of(inner):
-        return None
-    return inner
+        kind = kind.entry(At.TYPE)
+    return kind if kind is not None and kind.tag in _STRUCTURES and not name_of(kind) else None
 
 
 def _place(member: Entry) -> tuple[int, int]:
     """First bit, and width if it is a bit-field.  A place that is computed is -1."""
+    values = member.values
+    location = values.get(At.DATA_MEMBER_LOCATION, 0)
+    if isinstance(location, int) and At.BIT_SIZE not in values:
+        return 8 * location, 0  # nearly all
     width = member.number(At.BIT_SIZE) or 0
-    if At.DATA_BIT_OFFSET in member.values:
+    if At.DATA_BIT_OFFSET in values:
         return member.number(At.DATA_BIT_OFFSET) or 0, width
-    location = member.values.get(At.DATA_MEMBER_LOCATION, 0)
     if isinstance(location, bytes):
         if location[:1] != bytes([Op.PLUS_UCONST]):
             return -1, width
         location = unsigned(location, 1)[0]
     bit = 8 * int(location)
-    if At.BIT_OFFSET in member.values:
+    if At.BIT_OFFSET in values:
         # DWARF 4 counts from the most significant bit of the storage unit.
         storage = member.number(At.BYTE_SIZE) or _size_of(member.entry(At.TYPE))
         bit += 8 * storage - (member.signed(At.BIT_OFFSET) or 0) - width

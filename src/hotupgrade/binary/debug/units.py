@@ -23,6 +23,7 @@ MAX_STRING = 1 << 16
 MAX_STRINGS = 1 << 28  # bytes of all strings
 SHARED_ANYHOW, SHARED_BYTES = 100_000, 4  # see Allowance
 
+_NAME = At.NAME
 _LENGTH_64 = 0xFFFFFFFF
 _LENGTH_RESERVED = 0xFFFFFFF0
 _OWN_REFERENCES = frozenset((Form.REF1, Form.REF2, Form.REF4, Form.REF8, Form.REF_UDATA))
@@ -30,6 +31,9 @@ _OTHER_REFERENCES = SUPPLEMENT_REFERENCES | {Form.REF_ADDR, Form.REF_SIG8}
 _STRING_INDICES = frozenset((Form.STRX, Form.STRX1, Form.STRX2, Form.STRX3, Form.STRX4))
 _ADDRESS_INDICES = frozenset((Form.ADDRX, Form.ADDRX1, Form.ADDRX2, Form.ADDRX3, Form.ADDRX4))
 _TYPES = frozenset((Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION))
+
+
+_NO_CHILDREN: list[Entry] = []
 
 
 class Entry:
@@ -43,13 +47,17 @@ class Entry:
         self.tag = abbreviation.tag
         self.values = values
         self.parent = parent
-        self.children: list[Entry] = []
+        # Most have none, and need no list of their own; nobody but the walk adds to one.
+        self.children: list[Entry] = [] if abbreviation.children else _NO_CHILDREN
         self.alias = ""  # the typedef that gives an unnamed type its name
         self.text: str | None = None  # filled in by who describes types
 
     @property
     def name(self) -> str:
-        return self.string(At.NAME)
+        value = self.values.get(_NAME)
+        if value is None:
+            return ""
+        return value if isinstance(value, str) else self.unit.string(self.abbreviation.forms[_NAME], value)
 
     def string(self, attribute: int) -> str:
         """A string, "" if there is none."""
@@ -81,9 +89,11 @@ class Entry:
         value = self.values.get(attribute)
         if value is None:
             return None
-        form = self.abbreviation.forms[attribute]
-        unit = self.unit
-        return unit.own(value) if form in _OWN_REFERENCES else unit.units.other(form, value)
+        form, unit = self.abbreviation.forms[attribute], self.unit
+        if form not in _OWN_REFERENCES:
+            return unit.units.other(form, value)
+        entries = unit.entries
+        return (unit.load() if entries is None else entries).get(unit.offset + value)
 
 
 _BITS = {Form.DATA1: 8, Form.DATA2: 16, Form.DATA4: 32, Form.DATA8: 64}
@@ -103,7 +113,7 @@ class Unit:
             raise Corrupt("a unit is cut off") from error
         if self.end > len(data):
             raise Corrupt("a unit beyond the end")
-        self._entries: dict[int, Entry] | None = None
+        self.entries: dict[int, Entry] | None = None  # None: not read yet
         self._root: Entry | None = None
         self._strings_base = 0
         self._addresses_base = 0
@@ -150,19 +160,20 @@ class Unit:
 
     def load(self) -> dict[int, Entry]:
         """All entries that are looked at, by offset in the section."""
-        if self._entries is None:
-            self._entries = {}
-            self._walk(self._entries)
-            self.units.held += len(self._entries)
-            _name_by_typedef(self._entries, _OWN_REFERENCES)
-        return self._entries
+        if self.entries is None:
+            self.entries = {}
+            self._walk(self.entries)
+            self.units.held += len(self.entries)
+            _name_by_typedef(self.entries, _OWN_REFERENCES)
+        return self.entries
 
     def release(self) -> None:
-        if self._entries is not None:
-            self.units.held -= len(self._entries)
-            for entry in self._entries.values():
-                entry.children.clear()  # no cycle is left: memory comes back without a collector
-        self._entries = self._root = None
+        if self.entries is not None:
+            self.units.held -= len(self.entries)
+            for entry in self.entries.values():
+                if entry.children:
+                    entry.children.clear()  # no cycle is left: memory comes back without a collector
+        self.entries = self._root = None
 
     def own(self, offset: int) -> Entry | None:
         """The entry at an offset from the unit's start."""
@@ -199,10 +210,10 @@ class Unit:
             else:
                 run = abbreviation.only_run
                 if run is not None:
-                    values = dict(zip(run.names, run.unpack(data, at), strict=True))
+                    values = dict(zip(run.names, run.unpack(data, at)))  # noqa: B905  as many as the format says
                     at += run.size
                     if abbreviation.constants:
-                        values.update(abbreviation.constants)
+                        values |= abbreviation.constants
                 else:
                     values, at = abbreviation.decode(data, at)
                 found[start] = entry = Entry(self, abbreviation, values, parent)
@@ -241,13 +252,15 @@ class Unit:
     def string(self, form: int, value: str | int) -> str:
         if isinstance(value, str):
             return value
+        if form == Form.STRP:  # nearly all
+            return self.units.string(value)
         if form in SUPPLEMENT_STRINGS:
-            return self.units.shared().string(value, in_line_table=False)
+            return self.units.shared().string(value)
         if form in _STRING_INDICES:
             size = self.offset_size
             at = self._strings_base + value * size
             value = int.from_bytes(_bytes(self.units.sections.string_offsets, at, size), "little")
-        return self.units.string(value, in_line_table=form == Form.LINE_STRP)
+        return self.units.line_string(value) if form == Form.LINE_STRP else self.units.string(value)
 
     def indexed_address(self, index: int) -> int:
         return int.from_bytes(_bytes(self.units.sections.addresses, self._addresses_base + 8 * index, 8), "little")
@@ -311,7 +324,8 @@ class Units:
         self.held = 0  # entries of the units that are loaded
         self.across = False  # whether entries name entries of other units
         self._imports = False  # whether units import others
-        self._texts: dict[tuple[bool, int], str] = {}
+        self._texts: dict[int, str] = {}
+        self._line_texts: dict[int, str] = {}
         self._text_room = MAX_STRINGS
         self._units = [*self._headers(sections.info), *self._headers(sections.types)]
         plain = [unit for unit in self._units if unit.in_info]
@@ -376,19 +390,27 @@ class Units:
             at = unit.end
         return found
 
-    def string(self, offset: int, *, in_line_table: bool) -> str:
-        key = in_line_table, offset
-        text = self._texts.get(key)
+    def string(self, offset: int) -> str:
+        text = self._texts.get(offset)
         if text is None:
-            data = self.sections.line_strings if in_line_table else self.sections.strings
-            end = data.find(b"\0", offset, offset + MAX_STRING)
-            if end < 0:
-                raise Corrupt("a name without an end")
-            self._text_room -= end - offset
-            if self._text_room < 0:
-                raise Corrupt("names that overlap")
-            self._texts[key] = text = data[offset:end].decode(errors="replace")
+            self._texts[offset] = text = self._text(self.sections.strings, offset)
         return text
+
+    def line_string(self, offset: int) -> str:
+        """One of the table that the line numbers have."""
+        text = self._line_texts.get(offset)
+        if text is None:
+            self._line_texts[offset] = text = self._text(self.sections.line_strings, offset)
+        return text
+
+    def _text(self, data: bytes, offset: int) -> str:
+        end = data.find(b"\0", offset, offset + MAX_STRING)
+        if end < 0:
+            raise Corrupt("a name without an end")
+        self._text_room -= end - offset
+        if self._text_room < 0:
+            raise Corrupt("names that overlap")
+        return data[offset:end].decode(errors="replace")
 
     def other(self, form: int, value: int) -> Entry | None:
         """An entry of any unit: by its offset in the section, or by the signature of its unit."""
