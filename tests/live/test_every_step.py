@@ -52,6 +52,7 @@ def test_upgrades_and_rollbacks(build: Builder, start: Start, driver: Driver, st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("hold", [0.0, 0.05], ids=["at-once", "held"])
 def test_threads_that_are_restarted(
     build: Builder, start: Start, driver: Driver, stepper: Stepper, hold: float

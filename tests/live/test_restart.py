@@ -30,6 +30,8 @@ FLAVOURS = {
     "clang-frame-pointers": ("clang", "-fno-omit-frame-pointer"),
 }
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.fixture(scope="module")
 def driver(hu: HotUpgrade) -> Iterator[Driver]:

@@ -11,6 +11,8 @@ from live.conftest import Start
 from live.harness import Builder, Driver, HotUpgrade, until
 from live.loops import PROFILED, Loops, loops, switch
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.fixture(scope="module")
 def driver(hu: HotUpgrade) -> Iterator[Driver]:
