@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hotupgrade.binary import code
+from hotupgrade.binary.bare.entities import read_structure
 from hotupgrade.binary.code import CodeFacts, FactsStore, JumpTable
 from hotupgrade.binary.debug.mentions import Spoken, read_mentions
 from hotupgrade.binary.debug.model import Debug
@@ -40,9 +41,15 @@ from hotupgrade.binary.relocations import (
     read_plt,
     read_slots,
 )
-from hotupgrade.binary.separate.find import NOWHERE, Search, find_separate
+from hotupgrade.binary.separate.find import NOWHERE, Search, Separate, find_separate
 from hotupgrade.binary.spans import SpanMap, span_map
-from hotupgrade.binary.symbols import dynamic_strings, read_dynamic_symbols, read_symbols, refuse_stripped
+from hotupgrade.binary.symbols import (
+    RowTable,
+    dynamic_strings,
+    read_dynamic_symbols,
+    read_symbols,
+    refuse_stripped,
+)
 from hotupgrade.files import read_regular
 
 __all__ = ["Build", "JumpTable"]
@@ -64,9 +71,17 @@ class Build:
     Two builds are equal only if they are the same object; compare ``build_id`` for more.
     """
 
-    def __init__(self, data: bytes, label: str, path: Path | None = None, search: Search = NOWHERE) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        label: str,
+        path: Path | None = None,
+        search: Search = NOWHERE,
+        of: Build | None = None,
+    ) -> None:
+        """``of``: the same build, to be seen as if it had no symbols."""
         elf = ElfFile(data, label)
-        self._elf = elf
+        self.elf = elf
         self.path = path
         self.label = label  # for messages: the path, or what the caller of from_bytes said
         self.data = data  # the whole file
@@ -93,19 +108,24 @@ class Build:
         self.fini = self._optional(Dt.FINI)
         self.init_array = self._functions(Dt.INIT_ARRAY, Dt.INIT_ARRAYSZ)  # in the order in which they run
         self.fini_array = self._functions(Dt.FINI_ARRAY, Dt.FINI_ARRAYSZ)
-        self.separate = find_separate(elf, self.dynamic_symbols, path, search)  # whatever of this lies elsewhere
-        if self.separate.symbols is None:
+        # Whatever of this lies elsewhere.
+        self.separate: Separate = of.separate if of else find_separate(elf, self.dynamic_symbols, path, search)
+        # Without symbols, or compared with a build that has none: rows are found by structure, and so are those of all
+        # other builds of the module, for rows of either sort do not correspond.
+        self.bare = of is not None or self.separate.symbols is None
+        if self.separate.symbols is None and (self.separate.problems or not search.structure):
             refuse_stripped(elf, self.separate.absent, self.separate.problems)
-        symbols = read_symbols(elf, self.dynamic_symbols, self.separate.symbols)
+        self.eh_frame = self._frame_information()
+        table = self._rows()
+        symbols = table.symbols
         self.entities = symbols.entities
+        self.unbounded = table.unbounded  # objects of which only the address is known
+        self.unframed = table.unframed  # functions whose bounds are guessed
         self.by_name = symbols.by_name  # global names -> row ("foo" for foo@@V, "foo@V" for another version)
         self.marks = symbols.marks  # vaddr -> names that the linker invented there (__TMC_END__, _edata, ...)
         self.extent: I32 = symbols.extent  # per row: its size; for a function without one, up to the next symbol
         self.slots = read_slots(elf, self.dynamic_relocations, self.dynamic_symbols)  # words of .got and .got.plt
         self.plt_slot = read_plt(elf, self.slots)  # vaddr of a PLT stub -> index into slots
-        frame = self.sections.get(".eh_frame")
-        stored = frame and 0 < frame.size <= elf.stored_from(frame.vaddr)
-        self.eh_frame = (frame.vaddr, frame.size) if frame and stored and frame.vaddr else None
         # Linked with --emit-relocs: thread-local offsets in the code need not be found by data flow then.
         self._tls_records = read_code_records(elf)
         self.has_relocation_records = self._tls_records is not None
@@ -126,6 +146,29 @@ class Build:
     def from_bytes(cls, data: bytes, label: str) -> Build:
         return cls(data, label)
 
+    def _frame_information(self) -> tuple[int, int] | None:
+        """(vaddr, size) of what an unwinder reads."""
+        frame = self.sections.get(".eh_frame")
+        if frame is None or not frame.vaddr or not 0 < frame.size <= self.elf.stored_from(frame.vaddr):
+            return None
+        return frame.vaddr, frame.size
+
+    def _rows(self) -> RowTable:
+        if self.bare or self.separate.symbols is None:
+            return read_structure(self)
+        symbols = read_symbols(self.elf, self.dynamic_symbols, self.separate.symbols)
+        nothing = np.zeros(len(symbols.entities), np.bool_)
+        return RowTable(symbols, nothing, nothing)
+
+    @cached_property
+    def stripped(self) -> Build:
+        """The same build, seen as if it had no symbols: to be compared with one that has none."""
+        if self.bare:
+            return self
+        view = Build(self.data, self.label, self.path, of=self)
+        view.facts_store, view.debug_store = self.facts_store, self.debug_store
+        return view
+
     def __repr__(self) -> str:
         return f"<Build {self.label} {self.build_id[:12]}>"
 
@@ -134,7 +177,7 @@ class Build:
     def read(self, vaddr: int, size: int) -> bytes:
         """Link-space contents: file bytes, zeros for .bss and between segments."""
         if vaddr < 0 or size < 0 or vaddr + size > self.span:
-            self._elf.corrupt(f"something refers to {size} bytes at {vaddr:#x}, outside the segments")
+            self.elf.corrupt(f"something refers to {size} bytes at {vaddr:#x}, outside the segments")
         return self.image[vaddr : vaddr + size].tobytes()
 
     def is_empty(self, vaddr: int, size: int) -> bool:
@@ -299,22 +342,22 @@ class Build:
     # Parts of reading the dynamic table
 
     def _optional(self, tag: Dt) -> int | None:
-        return self._elf.tag(tag, 0) or None
+        return self.elf.tag(tag, 0) or None
 
     def _dynamic_strings(self, tag: Dt) -> tuple[str, ...]:
-        offsets = self._elf.dynamic.get(tag, ())
+        offsets = self.elf.dynamic.get(tag, ())
         if not offsets:
             return ()
-        blob = dynamic_strings(self._elf)
+        blob = dynamic_strings(self.elf)
         if max(offsets) >= len(blob):
-            self._elf.corrupt("a name in the dynamic table lies outside its string table")
-        return self._elf.strings(blob, np.array(offsets, np.int64), "a name in the dynamic table")
+            self.elf.corrupt("a name in the dynamic table lies outside its string table")
+        return self.elf.strings(blob, np.array(offsets, np.int64), "a name in the dynamic table")
 
     def _functions(self, start: Dt, size: Dt) -> tuple[int, ...]:
         return array_of_functions(
-            self._elf,
+            self.elf,
             self.dynamic_relocations,
             self.dynamic_symbols,
-            self._elf.tag(start, 0),
-            self._elf.tag(size, 0),
+            self.elf.tag(start, 0),
+            self.elf.tag(size, 0),
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Addresses = npt.NDArray[np.int64]
 MIN_TABLE = 2  # entries: a shorter switch is compiled to comparisons
+MIN_TEXT = 4  # characters: what is shorter may be a number that looks like a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,9 @@ def boundaries(build: Build) -> Addresses:
     start = entities.address[fixed].astype(np.int64)
     stop = start + np.maximum(build.extent[fixed], 1)
     anonymous = references.target_kind == TargetKind.ANONYMOUS
+    pointed = np.concatenate([references.target[anonymous].astype(np.int64), data_targets(build)])
+    if build.bare:
+        pointed = certain_starts(build, pointed)
     edges = [
         vaddr
         for section in build.sections.values()
@@ -237,11 +241,29 @@ def boundaries(build: Build) -> Addresses:
         for vaddr in (section.vaddr, min(section.vaddr + section.size, build.span))
         if vaddr <= build.span
     ]
-    return np.unique(
-        np.concatenate(
-            [start, stop, references.target[anonymous].astype(np.int64), data_targets(build), np.array(edges, np.int64)]
-        )
+    return np.unique(np.concatenate([start, stop, pointed, np.array(edges, np.int64)]))
+
+
+def certain_starts(build: Build, vaddrs: Addresses) -> Addresses:
+    """Of these places in unnamed data, those at which something begins for certain.
+
+    The others may lie in the middle of a table that nobody names: switch tables and texts do not.
+    """
+    tables = {table.vaddr for table in build.jump_tables}
+    ends = {table.vaddr + 4 * table.count for table in build.jump_tables}
+    return np.array(
+        [vaddr for vaddr in np.unique(vaddrs).tolist() if vaddr in tables or vaddr in ends or _is_text(build, vaddr)],
+        np.int64,
     )
+
+
+def _is_text(build: Build, vaddr: int) -> bool:
+    """Whether a text of some length begins here, behind the end of another or at the start of a section."""
+    content = build.read(vaddr, min(256, build.span - vaddr))
+    text = content.split(b"\0", 1)[0]
+    if len(text) < MIN_TEXT or not all(byte >= 0x20 or byte in b"\t\n\r" for byte in text):
+        return False
+    return vaddr == 0 or build.read(vaddr - 1, 1) == b"\0"
 
 
 # Switch tables

@@ -94,6 +94,10 @@ class Frames:
             offset += 4 + length
         return sorted(found)
 
+    def ranges(self) -> list[tuple[int, int]]:
+        """(first vaddr, end) of each entry, by address."""
+        return [(first, end) for first, end, _ in self._entries]
+
     def row(self, vaddr: int) -> Row:
         """What holds before the instruction at a vaddr.
 

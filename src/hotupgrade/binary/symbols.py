@@ -95,6 +95,18 @@ class SymbolTable:
     extent: I32
 
 
+@dataclass(frozen=True)
+class RowTable:
+    """The rows of a build, from its symbols or (:mod:`hotupgrade.binary.bare`) without.
+
+    ``unbounded`` rows are objects of which only the address is known; ``unframed`` functions may be several.
+    """
+
+    symbols: SymbolTable
+    unbounded: Flags
+    unframed: Flags
+
+
 def plain_name(name: str) -> str:
     """``foo@@V`` is what ``foo`` means by default; ``foo@V`` is another symbol and keeps its version."""
     return name.split("@@", 1)[0] if "@@" in name else name
@@ -303,7 +315,7 @@ def _rows(
         address=value[starts].astype(np.uint64),
         size=np.maximum.reduceat(size, starts).astype(np.uint64),
         kind=kind[starts],
-        exported=_exported(value[starts], kind[starts], dynamic_symbols),
+        exported=exported_rows(value[starts], kind[starts], dynamic_symbols),
         names=tuple(preferred),
         aliases=tuple(aliases),
         files=tuple(row_files),
@@ -311,7 +323,7 @@ def _rows(
     return entities, MappingProxyType(by_name)
 
 
-def _exported(address: U64, kind: U8, dynamic_symbols: Sequence[DynamicSymbol]) -> Flags:
+def exported_rows(address: U64, kind: U8, dynamic_symbols: Sequence[DynamicSymbol]) -> Flags:
     visible = [s for s in dynamic_symbols if s.defined and s.binding != Binding.LOCAL and s.visibility in VISIBLE]
     thread = np.array([s.vaddr for s in visible if s.type == SymbolType.TLS], np.uint64)
     other = np.array([s.vaddr for s in visible if s.type != SymbolType.TLS], np.uint64)

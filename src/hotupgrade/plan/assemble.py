@@ -45,7 +45,8 @@ class _Assembler:
         self._last_section: Section | None = None
 
     def assemble(self, unnamed: Unnamed, extra: Iterable[int], whole: bool) -> ImagePlan:
-        self._put_unnamed(unnamed, [*self._selection.unnamed, *extra], whole)
+        # Where tables have no names, nobody knows how far what is used reaches: all of their section comes along.
+        self._put_unnamed(unnamed, [*self._selection.unnamed, *extra], whole or self._new.bare)
         self._put_functions()
         self._put_stubs_and_slots()
         self._put_data()

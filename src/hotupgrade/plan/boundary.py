@@ -102,6 +102,8 @@ def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32, I64]:
     uses = every.target_kind == TargetKind.ENTITY
     used = every.function[uses].astype(np.int64) << 32 | every.entity[uses]
     also = np.isin(every.function[exact].astype(np.int64) << 32 | ending, used)
+    if build.bare:  # what lies before an address may be of the same object as what is used
+        also |= build.unbounded[ending]
     exact, ending = exact[also], ending[also]
     shifted, objects, offsets = _shifted_ends(build, takes)
     fresh = ~np.isin(shifted, exact)

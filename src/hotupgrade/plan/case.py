@@ -46,8 +46,17 @@ class Case:
 
     def described(self, row: int) -> str:
         """The name of an object, with the source file of a local one."""
+        if self.new.bare and self.new.unbounded[row]:
+            return self._unnamed(row)
         file = self.new.entities.files[row]
         return f"{self.name(row)} ({file})" if file else self.name(row)
+
+    def _unnamed(self, row: int) -> str:
+        vaddr = int(self.new.entities.address[row])
+        section = self.new.section_at(vaddr)
+        name = self.name(row)
+        known = f" ({name})" if "@" not in name else ""
+        return f"an unnamed object of {section.name if section else 'no section'} at {vaddr:#x}{known}"
 
     @cached_property
     def used(self) -> Flags:

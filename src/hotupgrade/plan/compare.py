@@ -20,6 +20,7 @@ from hotupgrade.plan.model import Comparison
 from hotupgrade.plan.pieces import is_piece
 from hotupgrade.plan.scopes import scopes_of
 from hotupgrade.plan.shape import Indices, ReferencePairs, Shapes, equal_shapes, paired_references, shapes_of
+from hotupgrade.plan.structure import match_structure
 
 
 def compare(
@@ -37,7 +38,10 @@ def compare(
     if old_scopes is None and new_scopes is None and not (old.debug.missing or new.debug.missing):
         old_scopes, new_scopes = scopes_of(old), scopes_of(new)
     old_shapes, new_shapes = shapes_of(old), shapes_of(new)
-    pairs = match(old_shapes, new_shapes, old_scopes, new_scopes)
+    if old.bare or new.bare:
+        pairs = match_structure(old_shapes, new_shapes)
+    else:
+        pairs = match(old_shapes, new_shapes, old_scopes, new_scopes)
     for old_row, new_row in migrated_pairs(old, new):
         pairs.new_of[old_row] = pairs.old_of[new_row] = -1  # whoever names it has changed, then
     meaning = Meaning(old, new, pairs)

@@ -183,7 +183,7 @@ class _ImageEntries:
             ours = target is not None and self._entries.is_copy(target, self._index)
             return _State.OUR_JUMP if ours else _State.FOREIGN
         # A function may begin with a jump of its own, to another function; relinking has changed where it leads.
-        names = self._build.entities.aliases[row]
+        names = None if self._build.bare else self._build.entities.aliases[row]  # made up, they differ between builds
         ours = bool(moving) and target is not None and self._entries.is_copy(target, self._index, names)
         return _State.OUR_JUMP if ours else _State.ORIGINAL
 

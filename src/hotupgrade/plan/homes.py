@@ -50,7 +50,8 @@ def find_homes(images: Sequence[Image], current: int, new: Build, comparisons: S
     partner = np.full(count, -1, dtype=np.int32)
     address = np.zeros(count, dtype=np.int64)
     unproven = np.zeros(count, dtype=np.bool_)
-    mutable = np.isin(new.entities.kind, (Kind.OBJECT, Kind.TLS))
+    # Without names nobody can tell whether a table that is written at start has a home: its address may be compared.
+    mutable = np.isin(new.entities.kind, (Kind.OBJECT, Kind.TLS, *([Kind.RELRO] if new.bare else [])))
     nameless = unsized(new)
     rehomed: list[Rehomed] = []
     for index, (image, comparison) in enumerate(zip(images, comparisons, strict=True)):

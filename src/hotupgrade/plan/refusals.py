@@ -22,6 +22,7 @@ from hotupgrade.plan.migrations import claimed_objects, claimed_types
 from hotupgrade.plan.pieces import rows_named
 from hotupgrade.plan.select import DATA
 from hotupgrade.plan.stem import stem_of
+from hotupgrade.plan.unproven import unproven_reasons
 
 IDENTITY = ("alias-split", "variables-merged")
 
@@ -47,6 +48,7 @@ def refusals(case: Case, exempt: Collection[str] = frozenset()) -> list[Reason]:
         _outside,
         _labels_in_variables,
         _new_ifuncs,
+        unproven_reasons,
         migration_reasons,
     )
     found: dict[tuple[str, str], Reason] = {}
@@ -205,6 +207,8 @@ def _resized(case: Case) -> Iterator[Reason]:
         for old_row, row in comparison.resized:
             kept = int(case.homes.owner[row]) == index or index == case.current
             variable = int(case.new.entities.kind[row]) in (Kind.OBJECT, Kind.TLS)
+            if comparison.new.bare and (comparison.old.unbounded[old_row] or comparison.new.unbounded[row]):
+                continue  # a distance, and no size: see plan/unproven.py
             if not (kept and variable and (case.used[row] or case.new.entities.exported[row])):
                 continue
             before, after = int(comparison.old.entities.size[old_row]), int(case.new.entities.size[row])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,7 +206,15 @@ def _opened(session: Session, item: Wanted, cache: Cache, search: Search) -> Can
         text = f"{module.name} is the dynamic linker itself, which has no state that new code could be given: restart"
         raise Refused(Reason("dynamic-linker", module.name, text))
     images, current = images_of(module, session.ledger.module(module.name, module.base), cache, search)
+    build, images = _numbered_alike(build, images)
     return Candidate(module, build, str(item.path), images, current, [])
+
+
+def _numbered_alike(build: Build, images: list[Image]) -> tuple[Build, list[Image]]:
+    """Rows are numbered by what is known of a build: if one has no symbols, all are seen as if they had none."""
+    if not build.bare and not any(image.build.bare for image in images):
+        return build, images
+    return build.stripped, [dataclasses.replace(image, build=image.build.stripped) for image in images]
 
 
 def _judge(

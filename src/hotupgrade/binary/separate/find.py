@@ -33,9 +33,13 @@ LISTED = 6  # places that a message names
 
 @dataclass(frozen=True)
 class Search:
-    """Places, in the order in which they are looked at."""
+    """Places, in the order in which they are looked at.
+
+    ``structure``: a module whose symbols are nowhere may be read without them (see :mod:`hotupgrade.binary.bare`).
+    """
 
     places: Sequence[Place] = ()
+    structure: bool = False
 
 
 NOWHERE = Search()  # only the file itself counts
