@@ -12,6 +12,7 @@ from hotupgrade.vswitch.processes import wait_until
 from hotupgrade.vswitch.statistics import Shares
 from hotupgrade.vswitch.switch import Switch, SwitchOptions
 
+COMMAND_SECONDS = 60.0  # on a crowded machine
 ENOUGH_PACKETS = 5_000
 WARM_SECONDS = 60.0
 COUNTED_SECONDS = 5.0  # until polling threads have counted what they dropped
@@ -37,6 +38,7 @@ def bed(
         rules=(*connected, *loaded),
         pmd_cores=pmd_cores,
         other_config=other_config,
+        command_timeout=COMMAND_SECONDS,
     )
     with Switch(build, options) as switch, Guest(switch, (1, 2), look) as running:
         yield switch, running

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import itertools
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hotupgrade.vswitch.processes import wait_until
 from hotupgrade.vswitch.switch import BRIDGE, Switch
 
-SECONDS = 20.0  # what any change may take
+SECONDS = 60.0  # what any change may take, on a crowded machine
 MONITORED = "watched"  # the port that the monitor thread looks after
 
 
@@ -169,7 +171,22 @@ def leave(switch: Switch) -> None:
     daemon = switch._daemon
     assert daemon is not None
     switch.appctl("exit", "--cleanup")
-    assert daemon.wait(SECONDS) == 0
+    try:
+        assert daemon.wait(SECONDS) == 0
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"the switch does not exit: {_states(switch)}") from None
+
+
+def _states(switch: Switch) -> list[str]:
+    """Each thread with its state and the kernel function that it waits in."""
+    tasks = Path(f"/proc/{switch.pid}/task").iterdir()
+    return [
+        " ".join([(task / "comm").read_text().strip(), _state(task), (task / "wchan").read_text()]) for task in tasks
+    ]
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 # All the time.
