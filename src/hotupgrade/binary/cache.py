@@ -12,7 +12,8 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,31 +209,40 @@ def load_build(data: bytes, label: str, cache: Cache, path: Path | None = None, 
 def read_ahead(builds: Sequence[Build], cache: Cache) -> None:
     """Read builds that no earlier run has read, on all cores that we may use.
 
-    Each is read by a process of its own, which leaves what it found in the cache; one that fails leaves nothing, and
-    the build is read when it is asked for.
+    Each is read by processes of its own, one for its debug information and one for its code, which leave what they
+    found in the cache; one that fails leaves nothing, and the build is read when it is asked for.
     """
     distinct = {build.fingerprint: build for build in builds}.values()
-    unread = [
-        build for build in distinct if not cache.has(cache_key("debug" if build.separate.types else "code", build))
+    # What takes longest first, so that the cores are done at about the same time.
+    unread: list[Callable[[], object]] = [
+        partial(getattr, build, "debug")
+        for build in sorted(distinct, key=_amount_of_debug, reverse=True)
+        if build.separate.types and not cache.has(cache_key("debug", build))
     ]
+    unread += [partial(getattr, build, "facts") for build in distinct if not cache.has(cache_key("code", build))]
     width = len(os.sched_getaffinity(0))
     if cache.directory is None or len(unread) < 2 or width < 2:
         return
     running: list[int] = []
-    for build in unread:
+    for read in unread:
         if len(running) >= width:
             os.waitpid(running.pop(0), 0)
-        running.append(_read_apart(build))
+        running.append(_apart(read))
     for child in running:
         os.waitpid(child, 0)
 
 
-def _read_apart(build: Build) -> int:
+def _amount_of_debug(build: Build) -> int:
+    section = build.sections.get(".debug_info")
+    return section.size if section else 0
+
+
+def _apart(read: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child
     try:
-        _ = build.debug, build.facts
+        read()
     finally:
         os._exit(0)  # nothing of the parent's is ended, flushed or said twice
 
