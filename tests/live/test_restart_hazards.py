@@ -82,7 +82,7 @@ def test_threads_that_end_meanwhile(build: Builder, start: Start, driver: Driver
 def test_further_upgrades_while_sleepers_sleep(build: Builder, start: Start, driver: Driver) -> None:
     """They are led to the code that is in force when they wake, whichever it is then."""
     there = Loops(start, build, loops(build, 1), sleeping=2, safe=1)
-    there.program.call("set_nap", 4000)
+    there.program.call("set_nap", 170000)
     time.sleep(0.1)
     for library in (loops(build, 2), loops(build, 3), None, loops(build, 3), None, None):
         restarted = switch(driver, there, library)
@@ -92,6 +92,7 @@ def test_further_upgrades_while_sleepers_sleep(build: Builder, start: Start, dri
     switch(driver, there, loops(build, 3))
     assert there.kind("sleeping").entered == (1, 1), "they have slept through all of that"
     there.program.call("set_nap", 20)
+    there.program.call("wake_all")
     there.check(3)
     assert there.kind("sleeping").entered == (2, 2)
     there.end()

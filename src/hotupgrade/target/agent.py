@@ -88,11 +88,12 @@ def leaders(threads: Iterable[ThreadState], main: int, only_main: bool = False) 
 def with_room(process: Process, threads: Iterable[ThreadState]) -> list[ThreadState]:
     """Those whose stack has room for a function of the program, and for the vector registers, which are kept meanwhile.
 
-    The main thread's stack grows.
+    The main thread's stack grows; and it comes first, as an allocator may open an arena for any other.
     """
     maps = process.maps()
     least = native.xsave_size() + _LEAST_STACK
-    return [t for t in threads if t.tid == process.pid or _room(maps, t.sp or 0) >= least]
+    found = [t for t in threads if t.tid == process.pid or _room(maps, t.sp or 0) >= least]
+    return sorted(found, key=lambda t: t.tid != process.pid)
 
 
 def _room(maps: Sequence[Mapping], sp: int) -> int:

@@ -8,6 +8,7 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -518,6 +519,22 @@ EXPORT long set_nap(long ms)
 {
     nap_ms = ms;
     return ms;
+}
+
+static void woken(int signal)
+{
+    (void)signal;
+}
+
+/* Naps end early. */
+EXPORT long wake_all(long unused UNUSED)
+{
+    struct sigaction action = {.sa_handler = woken};
+    sigaction(SIGUSR1, &action, NULL);
+    for (int i = 0; i < n_workers; i++) {
+        pthread_kill(workers[i].thread, SIGUSR1);
+    }
+    return n_workers;
 }
 
 /* One after the other, with a pause between. */
