@@ -68,6 +68,17 @@ def test_calls_that_cancel_out_are_skipped_once(build: Builder, start: Start, hu
     there.end()
 
 
+@pytest.mark.parametrize("option", ["--measure-empty", "--whole", "--imports"])
+def test_options(build: Builder, start: Start, driver: Driver, option: str) -> None:
+    """A stop without edits, that knows who stands where; more that is redirected."""
+    there = Loops(start, build, loops(build, 1), **ALL)
+    driver.upgraded(there.program, loops(build, 2), *PROFILED, option)
+    there.check(2, entered=2)
+    switch(driver, there, None)
+    there.check(1, entered=3)
+    there.end()
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_flavours(build: Builder, start: Start, hu: HotUpgrade, flavour: str) -> None:
     compiler, *flags = FLAVOURS[flavour]
