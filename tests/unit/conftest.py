@@ -23,10 +23,13 @@ class Compiler:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def file(self, sources: str | Mapping[str, str], *flags: str, executable: bool = False) -> Path:
-        """``sources`` is one C text, or texts by file name, whose suffix says the language."""
+    def file(self, sources: str | Mapping[str, str], *flags: str, executable: bool = False, driver: str = "") -> Path:
+        """``sources`` is one C text, or texts by file name, whose suffix says the language.
+
+        ``driver`` is gcc or g++, as the language asks for, unless something else is wanted.
+        """
         texts = {"module.c": sources} if isinstance(sources, str) else dict(sources)
-        request = repr((sorted(texts.items()), list(texts), flags, executable))
+        request = repr((sorted(texts.items()), list(texts), flags, executable, driver))
         place = self.directory / hashlib.sha256(request.encode()).hexdigest()[:16]
         result = place / "module"
         if result.exists():
@@ -34,7 +37,7 @@ class Compiler:
         place.mkdir()
         for name, text in texts.items():
             (place / name).write_text(text)
-        driver = "g++" if any(name.endswith((".cc", ".cpp")) for name in texts) else "gcc"
+        driver = driver or ("g++" if any(name.endswith((".cc", ".cpp")) for name in texts) else "gcc")
         kind = PIE if executable else SHARED
         # Relative names, so that two builds differ in nothing but what the test wants.
         command = [driver, *COMMON, *kind, *texts, "-o", "module", *flags]

@@ -21,7 +21,7 @@ count from the instruction pointer those are the thread-local ones.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from iced_x86 import FlowControl, Instruction, Mnemonic, Register
@@ -83,7 +83,8 @@ class Field:
     from_pointer: bool  # counts from the thread pointer; else from the start of the block
     slots: frozenset[int]  # from which the base comes
     told: bool  # its own form tells that it is the linker's
-    loose: bool  # something else is added, or nothing is read or written there: it may be meant to lie elsewhere
+    indexed: bool  # something else is added
+    loose: bool  # that, or nothing is read or written there: what is meant may lie elsewhere
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Findings:
     unproven: set[int] = field(default_factory=set)  # vaddrs of what may be an offset of a thread-local, or not
     plain: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))  # slot -> uses of its base as it is
     # By the vaddr of the instruction that made an address: how far from there something is read or written.
-    touched: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    touched: Mapping[int, set[int]] = field(default_factory=dict)
 
 
 def follow(image: U8, module: Module, graph: Graph) -> Findings:
@@ -110,19 +111,31 @@ class _Flow:
         self._module = module
         self._graph = graph
         self._incoming: dict[int, State] = {}
+        self._astray: set[int] = set()  # blocks that nothing seems to lead to
+        self._is_searching = False  # where those lead
         self._state = State({}, {})
         self._marks: dict[int, list[tuple[int, Instruction]]] = {}
+        self._touched: dict[int, set[int]] = defaultdict(set)  # see Findings
         self._found: Findings | None = None  # only while findings are collected
 
     # What holds where
 
     def settle(self) -> None:
         """What may hold at the start of each block, joined over all ways there."""
-        for start in self._graph.entries:
+        self._spread(self._graph.entries)
+        self._is_searching = True
+        for start in sorted(self._graph.blocks):
+            if start not in self._incoming and not is_padding(self._graph.blocks[start]):
+                known = set(self._incoming)
+                self._spread([start])
+                self._astray |= self._incoming.keys() - known
+
+    def _spread(self, entries: Sequence[int]) -> None:
+        for start in entries:
             # Where the stack pointer is in code that nothing seems to lead to is not known: a frame of its own, then.
-            frame = start if start in self._graph.astray else 0
+            frame = 0 if start in self._graph.entries else start
             self._incoming[start] = State({RSP: value(Origin.STACK, frame)}, {})
-        work = list(self._graph.entries)
+        work = list(entries)
         returns: list[tuple[int, State]] = []  # what comes back from a call: last, see _arrive
         while work or returns:
             if not work:
@@ -149,7 +162,7 @@ class _Flow:
         if len(self._graph.predecessors[successor]) == 1 and not is_padding(self._graph.blocks[successor]):
             return True
         last = block.instructions[-1]
-        if successor != last.next_ip:
+        if successor != last.next_ip or block.successors.count(successor) > 1:
             return True  # by an exception
         step = self._translate(last)
         return step.call < 0 or self._module.returns(step.call)
@@ -163,8 +176,12 @@ class _Flow:
         if known is None:
             self._incoming[start] = after.copy()
             return True
-        if from_call and known.get(RSP) != after.get(RSP):
-            return False
+        if known.get(RSP) != after.get(RSP):
+            if from_call:
+                return False
+            if self._is_searching:  # that code has found its way; its frame is the one that is known here
+                after = after.copy()
+                after.set(RSP, known.get(RSP))
         return known.join(after)
 
     def _after(self, block: Block) -> State:
@@ -201,7 +218,8 @@ class _Flow:
             address = instruction.ip_rel_memory_address
             return address in self._module.base_slots or address in self._module.offset_slots
         frame = FULL[instruction.op0_register] in FRAME or instruction.stack_pointer_increment
-        if frame or instruction.mnemonic == Mnemonic.LEAVE:
+        copied = instruction.op1_register in FRAME and instruction.mnemonic == Mnemonic.MOV
+        if frame or copied or instruction.mnemonic == Mnemonic.LEAVE:
             return instruction.flow_control == FlowControl.NEXT
         if not self._module.executable:
             return False
@@ -376,7 +394,7 @@ class _Flow:
             if not memory.fs:
                 return self._number(step, memory.displacement, memory.size) if lea else OTHER
             if self._module.executable and memory.displacement < 0:
-                self._note(step, memory.displacement, OTHER, from_pointer=True, sure=True, loose=False)
+                self._note(step, memory.displacement, OTHER, from_pointer=True, sure=True)
             return OTHER
         held = self._state.get(memory.base) if memory.base else None
         if memory.index:
@@ -407,7 +425,7 @@ class _Flow:
             # Behind the thread pointer there are other things.
             if _is_short(number) or is_near(number) or (sure and (origin == Origin.BLOCK or number < 0)):
                 from_pointer = origin == Origin.POINTER
-                self._note(step, number, held, from_pointer=from_pointer, sure=sure, loose=lea or indexed)
+                self._note(step, number, held, from_pointer=from_pointer, sure=sure, lea=lea, indexed=indexed)
                 return value(Origin.ADDRESS, step.vaddr)
             return OTHER
         if lea and held == OTHER:
@@ -423,7 +441,7 @@ class _Flow:
                 if not memory.index:
                     self._touch(value(Origin.ADDRESS, atom.detail), memory.displacement)
         if memory.size == LONG and self._is_below(memory.displacement) and has(held, Origin.OTHER):
-            self._note(step, memory.displacement, OTHER, from_pointer=True, sure=held == OTHER, loose=True)
+            self._note(step, memory.displacement, OTHER, from_pointer=True, sure=held == OTHER, indexed=True)
 
     def _sum(self, step: Step, first: Value, second: Value) -> Value:
         sure = len(first) == 1 and len(second) == 1
@@ -457,14 +475,14 @@ class _Flow:
     # What is found
 
     def findings(self) -> Findings:
-        self._found = found = Findings()
+        self._found = found = Findings(touched=self._touched)
         for start in sorted(self._incoming):
             block = self._graph.blocks[start]
             after = self._after(block)
             astray = block.leaves or any(successor not in self._graph.blocks for successor in block.successors)
             if astray and self._runs_on(block) and any(has(held, Origin.BLOCK) for held in after.all()):
                 found.unproven.add(block.instructions[-1].ip)
-        for start in self._graph.astray:
+        for start in self._astray:
             self._doubt_all(self._graph.blocks[start], found)
         for position in found.unproven & found.fields.keys():
             del found.fields[position]
@@ -495,21 +513,35 @@ class _Flow:
         """The same for an offset from the thread pointer."""
         return self._module.executable and -2 * self._module.below - PAGE <= offset < 0
 
-    def _note(self, step: Step, number: int, base: Value, *, from_pointer: bool, sure: bool, loose: bool) -> None:
+    def _note(
+        self,
+        step: Step,
+        number: int,
+        base: Value,
+        *,
+        from_pointer: bool,
+        sure: bool,
+        lea: bool = False,
+        indexed: bool = False,
+    ) -> None:
         if self._found is not None:
             slots = frozenset(atom.detail for atom in base if atom.origin == Origin.BLOCK)
-            told = _is_short(number)
-            position = self._translate.field_of(step.vaddr)
-            self._record(Field(step.vaddr, position, number, from_pointer, slots, told, loose), sure or told)
+            position, told = self._translate.field_of(step.vaddr), _is_short(number)
+            self._record(
+                Field(step.vaddr, position, number, from_pointer, slots, told, indexed, loose=lea or indexed),
+                proven=sure or told,
+            )
 
     def _prove_constant(self, vaddr: int, sure: bool) -> None:
         """The number in an instruction turns out to be an offset from the thread pointer."""
         if self._found is not None:
             position = self._translate.field_of(vaddr)
             number = self._translate.number_at(position)
-            self._record(Field(vaddr, position, number, True, frozenset(), False, True), sure)
+            self._record(
+                Field(vaddr, position, number, True, frozenset(), told=False, indexed=False, loose=True), proven=sure
+            )
 
-    def _record(self, found: Field, proven: bool) -> None:
+    def _record(self, found: Field, *, proven: bool) -> None:
         assert self._found is not None
         before = self._found.fields.setdefault(found.position, found)
         if not proven or (before.slots, before.from_pointer) != (found.slots, found.from_pointer):
@@ -520,10 +552,10 @@ class _Flow:
             self._found.unproven.add(vaddr)
 
     def _touch(self, address: Value, displacement: int) -> None:
-        if self._found is not None:
-            for origin, detail, more in address:
-                if origin == Origin.ADDRESS:
-                    self._found.touched[detail].add(more + displacement)
+        # Also while values are still being found out: what was so once is so on some way.
+        for origin, detail, more in address:
+            if origin == Origin.ADDRESS:
+                self._touched[detail].add(more + displacement)
 
     def _use_plainly(self, step: Step, held: Value) -> None:
         """The start of the block goes somewhere without an offset: if it is what it seems, all is not understood."""

@@ -39,8 +39,7 @@ class Block:
 @dataclass(frozen=True)
 class Graph:
     blocks: Mapping[int, Block]
-    entries: tuple[int, ...]  # where control comes in from outside, or may
-    astray: frozenset[int]  # blocks that nothing seems to lead to
+    entries: tuple[int, ...]  # where calls come in
 
     @cached_property
     def predecessors(self) -> Mapping[int, list[int]]:
@@ -85,8 +84,7 @@ def graph_of(image: U8, ranges: Sequence[tuple[int, int]], around: Surroundings,
     for (low, high), instructions in zip(ranges, decoded, strict=True):
         leaders.add(low)
         _cut(instructions, high, leaders, flows, blocks, inside)
-    given = [vaddr for vaddr in entries if vaddr in blocks]
-    return _with_astray(blocks, given)
+    return Graph(blocks, tuple(vaddr for vaddr in entries if vaddr in blocks))
 
 
 def _flow(
@@ -125,29 +123,6 @@ def _cut(
             flow = ([following], []) if inside(following) else ([], [following])
         blocks[run[0].ip] = Block(run[0].ip, tuple(run), tuple(flow[0]), tuple(flow[1]))
         run = []
-
-
-def _with_astray(blocks: Mapping[int, Block], given: Sequence[int]) -> Graph:
-    """What ``given`` does not lead to is entered from outside too; padding is no code."""
-    seen: set[int] = set()
-    _reach(blocks, given, seen)
-    reached = frozenset(seen)
-    roots = []
-    for start in sorted(blocks):
-        if start not in seen and not is_padding(blocks[start]):
-            roots.append(start)
-            _reach(blocks, [start], seen)
-    return Graph(blocks, (*given, *roots), frozenset(seen - reached))
-
-
-def _reach(blocks: Mapping[int, Block], entries: Iterable[int], seen: set[int]) -> None:
-    work = [vaddr for vaddr in entries if vaddr not in seen]
-    while work:
-        start = work.pop()
-        if start in seen or start not in blocks:
-            continue
-        seen.add(start)
-        work.extend(blocks[start].successors)
 
 
 def is_padding(block: Block) -> bool:

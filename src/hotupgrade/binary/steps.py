@@ -21,15 +21,19 @@ from iced_x86 import (
 from hotupgrade.binary.model import U8
 
 LONG = 4  # bytes of a field that the linker fills in
-RSP = Register.RSP
-CALLER_SAVED = frozenset(
+RSP: int = Register.RSP
+CALLER_SAVED: frozenset[int] = frozenset(
     (
         Register.RAX, Register.RCX, Register.RDX, Register.RSI, Register.RDI,
         Register.R8, Register.R9, Register.R10, Register.R11,
     )
 )  # fmt: skip
-RESULTS = (Register.RAX, Register.RDX, Register.RCX)  # the last only in LLVM's conventions for functions of its own
-FRAME = (Register.RSP, Register.RBP)  # registers that hold addresses in the frame
+RESULTS: tuple[int, ...] = (
+    Register.RAX,
+    Register.RDX,
+    Register.RCX,
+)  # the last only in LLVM's conventions for functions of its own
+FRAME: tuple[int, ...] = (Register.RSP, Register.RBP)  # registers that hold addresses in the frame
 FULL = [RegisterExt.full_register(register) for register in range(256)]  # type: ignore[arg-type]
 
 _READS = (OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)

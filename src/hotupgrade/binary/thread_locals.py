@@ -203,6 +203,9 @@ class _Places:
         at = bisect_right(self.start, symbol) - 1
         return self.rows[at] if at >= 0 and self.start[at] == symbol else self.at(symbol + addend)
 
+    def size_of(self, row: int) -> int:
+        return self._size[row]
+
     def near(self, offset: int) -> Iterator[tuple[int, int, int]]:
         """(row, start, size) of what a pointer may mean from which a loop begins, or at which it ends."""
         for row, start, size in zip(self.rows, self.start, self.size, strict=True):
@@ -351,11 +354,13 @@ class _Search:
         told = {places.inside(target + distance) for distance in touched} - {-1}
         if told:
             return (row if row in told else min(told)), told - {row if row in told else min(told)}
+        # The start of something is what is meant as a rule; but nobody counts through what is no array.
+        natural = target in places.start and not (found.indexed and row >= 0 and places.size_of(row) <= BIAS)
         others = set()
         for near, start, size in places.near(target):
             before = start - target
             # The function need not name an array in any other way if it counts from one instead of nought.
-            shifted = 0 < before <= min(BIAS, size - 1) and target not in places.start
+            shifted = 0 < before <= min(BIAS, size - 1) and not natural
             if near in used or shifted:
                 others.add(near)
         if row < 0 and len(others) == 1:
