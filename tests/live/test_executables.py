@@ -15,6 +15,7 @@ from live.harness import DONE, PIE, REFUSED, Builder, HotUpgrade, Options, until
 from live.test_after import attached, order, released, waiting
 from live.test_exceptions import check as check_exceptions
 from live.test_flavours import NAMES, check
+from live.test_tls import asked, begin, expected
 
 EXPORTING = ("-fPIE", "-pie", "-rdynamic")
 
@@ -185,6 +186,42 @@ def test_copied_data_stay_one(build: Builder, start: Start, hu: HotUpgrade, toge
     hu.rolled_back(program)
     assert program.call("host_counter", 1) == 18 + 10 * together
     assert program.call("host_where") == program.call("where") == where
+
+
+@pytest.mark.parametrize("access", ["direct", "by-table"])
+def test_data_of_a_library_that_were_not_copied(build: Builder, start: Start, hu: HotUpgrade, access: str) -> None:
+    """Only a start copies them, and the library's own are out of reach of direct references; by the table they work."""
+    library = build.library("asks", 1)
+    flags = ("-fPIE" if access == "direct" else "-fPIC", "-pie", "-rdynamic")
+    program = start(build.executable(["interposes"], 1, Options(flags=flags), uses=[library]))
+    program.call("ask_for_opinion", 5)
+    peeking = Options(flags=(*flags, "-DPEEK"))
+    answer = hu.upgrade(program.pid, build.executable(["interposes"], 2, peeking, uses=[library]))
+    if access == "direct":
+        assert (answer.code, answer.codes()) == (REFUSED, {"copy-new"}), str(answer)
+        assert "asked" in answer.about()
+        assert program.call("my_version") == 1
+        return
+    assert answer.code == DONE, str(answer)
+    program.call("ask_for_opinion", 5)
+    assert program.call("my_version") == 2
+
+
+@pytest.mark.parametrize("emit_relocs", [True, False], ids=["emit-relocs", "plain"])
+def test_a_new_thread_local(build: Builder, start: Start, hu: HotUpgrade, emit_relocs: bool) -> None:
+    """Local-exec: every other one is at another distance from the thread pointer in the new build."""
+    flags = (*EXPORTING, "-fno-ipa-ra")  # else gcc makes use of what it sees in answer(), also where it is called
+    plain = Options(emit_relocs=emit_relocs, flags=flags)
+    more = Options(emit_relocs=emit_relocs, flags=(*flags, "-DNEW_TLS"))
+    program = start(build.executable(["tls"], 1, plain))
+    begin(program)
+    _, addresses = asked(program)
+    hu.upgraded(program, build.executable(["tls"], 2, more))
+    assert asked(program) == (expected(2, 2, inserted=6), addresses)
+    program.ask("thread", "answer", 1)  # a thread that is born in the new code
+    assert asked(program) == (expected(2, 3, inserted=7), addresses)
+    hu.rolled_back(program)
+    assert asked(program) == (expected(1, 4), addresses)
 
 
 def test_a_library_goes_on_using_what_the_program_interposes(build: Builder, start: Start, hu: HotUpgrade) -> None:

@@ -163,8 +163,8 @@ def test_a_zombie(build: Builder, hu: HotUpgrade) -> None:
 
 def test_wrong_use(hu: HotUpgrade, program: Program) -> None:
     for words in (
-        ("upgrade", program.pid),
         ("upgrade",),
+        ("upgrade", program.pid, "--module", "libbasic.so.1"),
         ("frobnicate",),
         ("upgrade", program.pid, "--no-such-option"),
     ):

@@ -125,12 +125,20 @@ class Linker:
     def _check_reach(self, rows: I32, values: I64) -> None:
         far = np.unique(rows[(values < -_REACH) | (values >= _REACH)])
         for row in far.tolist():
-            self._refuse(
-                "out-of-reach",
-                self.new.entities.names[row],
-                f"{self.new.entities.names[row]} lives at {int(self.address[row]):#x}, more than 2 GiB away from the"
-                f" free room at {self.base:#x}: no 32-bit displacement leads there",
+            name, place = self.new.entities.names[row], int(self.address[row])
+            if self.copied[row]:
+                text = (
+                    f"the new build of the program names {name} of a library directly, as the running one does not, and"
+                    f" so counts on a copy that only a start makes (R_X86_64_COPY); it lives at {place:#x}, more than 2"
+                    " GiB away; compile what uses it with -fPIC or -mno-direct-extern-access"
+                )
+                self._refuse("copy-new", name, text)
+                continue
+            text = (
+                f"{name} lives at {place:#x}, more than 2 GiB away from the free room at {self.base:#x}: no 32-bit"
+                " displacement leads there"
             )
+            self._refuse("out-of-reach", name, text)
 
     # -- data -----------------------------------------------------------------------------------------------------
 
@@ -230,13 +238,15 @@ class Linker:
         if bound is None:
             bound = self._bindings.address(name, version)
         if bound is None and not weak:
-            self._refuse(
-                "unresolved-symbol",
-                name,
-                f"the new build needs {_versioned(name, version)}, which no module in the process defines; upgrade or"
-                " load the library that defines it first",
-            )
+            self._refuse_unresolved(name, version)
         return bound or 0
+
+    def _refuse_unresolved(self, name: str, version: str) -> None:
+        text = (
+            f"the new build needs {_versioned(name, version)}, which no module in the process defines; upgrade or load"
+            " the library that defines it first"
+        )
+        self._refuse("unresolved-symbol", name, text)
 
     def _chosen_implementation(self, resolver: int) -> int:
         """What the loader's call of an IFUNC resolver returned."""
@@ -397,9 +407,11 @@ class Linker:
                 continue
             symbol = self.new.dynamic_symbols[int(targets.number[index])]
             bound = self._bindings.address(symbol.name, symbol.version)
+            copied[row] = True
             if bound is not None:
-                copied[row] = True
                 self.address[row] = bound
+            elif symbol.binding != _STB_WEAK:
+                self._refuse_unresolved(symbol.name, symbol.version)
         return copied
 
     def _refuse(self, code: str, subject: str, text: str) -> None:

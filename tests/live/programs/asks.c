@@ -2,6 +2,8 @@
 
 #include "subject.h"
 
+EXPORT long asked;
+
 EXPORT long opinion(long x)
 {
     return x - 1;
@@ -11,6 +13,7 @@ EXPORT __attribute__((weak)) long hint(long);
 
 EXPORT long ask_for_opinion(long x)
 {
+    asked++;
     return opinion(x);
 }
 

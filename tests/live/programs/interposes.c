@@ -16,6 +16,15 @@ EXPORT long hint(long x)
 }
 #endif
 
+#ifdef PEEK
+extern long asked;
+
+EXPORT long peek(long unused UNUSED)
+{
+    return asked;
+}
+#endif
+
 EXPORT long my_version(long unused UNUSED)
 {
     return VERSION;
