@@ -18,7 +18,6 @@ import re
 import select
 import shutil
 import subprocess
-import tempfile
 import time
 import tty
 from collections.abc import Iterable, Iterator, Sequence
@@ -159,7 +158,7 @@ class Guest:
         self.switch_ports = tuple(ports)
         self._resources = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory: Path | None = None
+        self._errors_file = Path()
         self._terminal = -1
         self._begin: tuple[GuestPort, ...] = ()
 
@@ -268,21 +267,19 @@ class Guest:
             return ""
 
     def _errors(self) -> str:
-        assert self._directory is not None
-        return (self._directory / "errors").read_text(errors="replace")
+        return self._errors_file.read_text(errors="replace")
 
     # Starting and stopping.
 
     def stop(self) -> None:
         """End the process and give everything back; may be called at any time, and again."""
         self._resources.close()
-        self._process, self._terminal, self._directory = None, -1, None
+        self._process, self._terminal = None, -1
 
     def _start(self) -> None:
         if not shutil.which(PROGRAM):
             raise NotNow(Reason("guest", PROGRAM, f"there is no {PROGRAM}: install Debian's package dpdk-dev"))
-        self._directory = Path(tempfile.mkdtemp(prefix="hotupgrade-guest-"))
-        self._resources.callback(shutil.rmtree, self._directory, ignore_errors=True)
+        self._errors_file = self.switch.directory / f"guest-of-vhost{min(self.switch_ports)}.errors"
         memory = self.options.memory(len(self.switch_ports))
         self._resources.enter_context(hugepages(memory + HUGEPAGES_BESIDE_MEMORY))
         for port in self.switch_ports:
@@ -293,11 +290,10 @@ class Guest:
 
     def _spawn(self) -> None:
         """On a terminal: testpmd holds back what it writes to a pipe."""
-        assert self._directory is not None
         self._terminal, other = pty.openpty()
         self._resources.callback(os.close, self._terminal)
         tty.setraw(other)
-        with (self._directory / "errors").open("wb") as errors:
+        with self._errors_file.open("wb") as errors:
             # Its helpers, too, would take every core that no lcore of its own is on: those of the polling threads.
             bounds = ["unshare", "--net", "--", "taskset", "--cpu-list", str(self.options.cpu()), *YIELDING]
             command = [*DIE_WITH_US, *bounds, *self._command_line()]
