@@ -27,7 +27,8 @@ demo: setup ovs ## upgrade a running Open vSwitch under full load, roll back, up
 
 test: setup ovs ## every test; of the real programs only the small ones
 	@scripts/build-real sqlite3 memcached
-	$(PYTHON) -m pytest tests/unit tests/live tests/ovs tests/real/test_sqlite.py tests/real/test_memcached.py
+	$(PYTHON) -m pytest -n auto tests/unit
+	$(PYTHON) -m pytest tests/live tests/ovs tests/real/test_sqlite.py tests/real/test_memcached.py
 
 test-real: setup ## real programs from Debian's sources, upgraded while they serve; the first time builds for long
 	@scripts/build-real all
