@@ -311,7 +311,7 @@ class Restart:
         return side.entry if side is not None else 0
 
     def _row(self, group: _Group, found: _Found, loop: LoopRecord) -> abi.Move:
-        place = found.place
+        place, door = found.place, Door(group.loop.door)
         drops = place.asleep if self._drops(place) else None
         row = abi.Move(
             state=abi.MoveState.WAITING,
@@ -322,7 +322,8 @@ class Restart:
             drop=place.slot if drops else 0,
             entry=loop.home,
             argument=place.argument,
-            together=int(Door(group.loop.door) in (Door.LATCH, Door.FLAG) or len(group.threads) > 1),
+            # What a safe point compares is the thread's own: who has come back does not leave by it once more.
+            together=int(door is Door.LATCH or (door is not Door.FLAG and len(group.threads) > 1)),
             works=int(_is_told(loop, drops is not None)),
             leaving=self._at(loop.leaving, place.argument) if loop.leaving else 0,
             clears=min(len(loop.clear), 2),

@@ -18,6 +18,10 @@ from hotupgrade.plan.loops.sites import OldLoop, Skips, plain_sites, skips
 from hotupgrade.plan.model import Comparison, Image
 from hotupgrade.plan.prototypes import changed_prototypes
 
+#: How long a thread may take from one safe point to the next, in µs: as long as what it does in between.  Nobody waits
+#: for it meanwhile but the thread that looks after all of them.
+_SAFE_POINT_US = 300_000
+
 
 def resolve_loops(
     module: str,
@@ -343,6 +347,7 @@ def _flagged(point: SafePoint) -> tuple[LoopPlan | None, list[Reason]]:
         new=LoopSide(point.new.entry, point.new.ranges, ()),
         flag=point.flag,
         flag_vaddr=point.flag_vaddr,
+        limit_us=_SAFE_POINT_US,
         changed=point.changed,
     )
     return plan, []
