@@ -72,8 +72,8 @@ def resolve(old: SwitchBuild, new: SwitchBuild, module: str) -> tuple[dict[str, 
 
 
 def module_of(profile: LoopProfile) -> str:
-    (module,) = (name for name in MODULES if name.startswith(profile.module.partition("*")[0]))
-    return module
+    """The library; where everything is linked into the program the loops are there."""
+    return next(name for name in MODULES if profile.is_of(name))
 
 
 @pytest.fixture(params=["upgrade", "rollback"])
