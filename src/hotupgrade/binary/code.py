@@ -13,6 +13,7 @@ from hotupgrade.binary.elf import SHF_ALLOC, SHF_EXECINSTR, SHF_TLS, SHF_WRITE, 
 from hotupgrade.binary.model import I32, I64, Entities, Flags, Form, Kind, References, TargetKind
 from hotupgrade.binary.references import CodeReferences, scan
 from hotupgrade.binary.relocations import GOT_SECTIONS, Relocation, relocation_target
+from hotupgrade.binary.templates import template_uses
 from hotupgrade.binary.thread_locals import ThreadLocals, find_thread_locals
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ def _leaves_function(build: Build, found: CodeReferences) -> Flags:
 def _classified(build: Build, found: CodeReferences, keep: Flags) -> References:
     target = found.target[keep].astype(np.int64)
     kind, entity, addend = classify(build, target)
+    unnamed = np.zeros(len(keep), np.bool_)
+    unnamed[keep] = kind == TargetKind.UNKNOWN
+    kind[template_uses(build, found, unnamed, data_targets(build))[keep]] = TargetKind.ANONYMOUS
     return References(
         position=found.position[keep],
         following=found.following[keep],

@@ -97,7 +97,7 @@ class TargetKind(enum.IntEnum):
     """What a reference's target address lies in."""
 
     ENTITY = 1  # a row of Entities; addend = target - address
-    ANONYMOUS = 2  # unnamed read-only data: strings, floating constants, jump tables
+    ANONYMOUS = 2  # unnamed data that nobody writes: strings, floating constants, jump tables, templates
     GOT = 3  # a slot of .got/.got.plt; ``entity`` is the index into Build.slots
     PLT = 4  # a stub of .plt/.plt.got/.plt.sec; ``entity`` is the index into Build.slots of the slot it jumps through
     UNKNOWN = 5  # none of these: unnamed text, unnamed writable data, padding

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hotupgrade.binary.build import Build
+from hotupgrade.binary.elf import SHF_WRITE
 from hotupgrade.binary.model import THREAD_LOCAL_FORMS, Flags, Kind, References, TargetKind
 from hotupgrade.plan.boundary import Unclear, settle
 from hotupgrade.plan.copies import immovable, startup
@@ -18,6 +19,7 @@ from hotupgrade.plan.options import PlanOptions
 from hotupgrade.plan.pieces import Indices, rows_named, with_pieces
 from hotupgrade.plan.targets import Targets, is_pair
 from hotupgrade.plan.tls import row_of_slot
+from hotupgrade.plan.unnamed import Unnamed
 
 DATA = (Kind.OBJECT, Kind.RELRO, Kind.CONSTANT)
 
@@ -132,15 +134,44 @@ def _data(
         & np.isin(new.entities.kind[targets.container], READ_ONLY)
     ).tolist()
     frontier |= _fresh_targets(targets, fresh, [*by_slot, *from_tables])
+    holders = _Holders(targets)
+    unnamed.update(holders.among(_unnamed_targets(targets, from_tables)))
     data = np.zeros(len(new.entities), dtype=np.bool_)
-    while frontier:
+    followed: set[int] = set()
+    while frontier or unnamed - followed:
         data[list(frontier)] = True
-        words = targets.within_rows(frontier)
+        sizeless = frontier & set(np.flatnonzero(data & unsized(new)).tolist())
+        unnamed.update(new.entities.address[list(sizeless)].tolist())
+        words = [*targets.within_rows(frontier), *holders.words(unnamed - followed)]
+        followed |= unnamed
         unnamed.update(_unnamed_targets(targets, words))
         frontier = {row for row in _fresh_targets(targets, fresh, words) if not data[row]}
-    sizeless = data & unsized(new)
-    unnamed.update(new.entities.address[sizeless].tolist())
-    return data & ~sizeless, tuple(sorted(unnamed))
+    return data & ~unsized(new), tuple(sorted(unnamed))
+
+
+class _Holders:
+    """Unnamed data that hold pointers: what a clang's template of a local array names is in use, too."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+        self._unnamed = Unnamed(targets)
+        filled = [section for section in targets.build.sections.values() if section.flags & SHF_WRITE]
+        self._ranges = [(section.vaddr, section.vaddr + section.size) for section in filled]
+
+    def among(self, vaddrs: Iterable[int]) -> list[int]:
+        """Those that may: the loader writes only where somebody may write."""
+        places = np.asarray(sorted(vaddrs), dtype=np.int64)
+        inside = np.zeros(len(places), dtype=np.bool_)
+        for low, high in self._ranges:
+            inside |= (places >= low) & (places < high)
+        found: list[int] = places[inside].tolist()
+        return found
+
+    def words(self, vaddrs: Iterable[int]) -> list[int]:
+        """Indices of the relocations within."""
+        return [
+            word for vaddr in self.among(vaddrs) for word in self._targets.within(vaddr, self._unnamed.end(vaddr))
+        ]
 
 
 def _fresh_targets(targets: Targets, fresh: Flags, words: Sequence[int]) -> set[int]:

@@ -16,6 +16,7 @@ class Unnamed:
     """The unnamed data of one build."""
 
     def __init__(self, targets: Targets) -> None:
+        self._targets = targets
         self._build = targets.build
         self._bounds = targets.build.boundaries
         self._tables = {table.vaddr: table.vaddr + 4 * table.count for table in targets.build.jump_tables}
@@ -48,6 +49,9 @@ class Unnamed:
             self._strings[vaddr] = self._read_string(vaddr)
         return self._strings[vaddr]
 
+    def holds_pointers(self, vaddr: int) -> bool:
+        return len(self._targets.within(vaddr, self.end(vaddr))) > 0
+
     def content(self, vaddr: int) -> bytes:
         return self._build.read(vaddr, self.end(vaddr) - vaddr)
 
@@ -70,6 +74,8 @@ class Unnamed:
 
 def equal(ours: Unnamed, our_vaddr: int, theirs: Unnamed, their_vaddr: int) -> bool:
     """Whether two items say the same.  In doubt (they are no strings, and their sizes are guesses) they do not."""
+    if ours.holds_pointers(our_vaddr) or theirs.holds_pointers(their_vaddr):
+        return False  # what they hold is not in the file
     text = ours.string(our_vaddr)
     if text is not None:
         return text == theirs.string(their_vaddr)
