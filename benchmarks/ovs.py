@@ -125,11 +125,11 @@ def patches(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
     last = None
     for _ in effort.turns():
         # Four windows a turn: old, old, new, new.  Neighbours of one kind are the control of neighbours of two kinds.
-        first, second = _window(switch), _window(switch)
+        first, second = observe(switch), observe(switch)
         if last is not None:
             _take_ratio(result, "rate_ratio", last, first)  # new ÷ old, across a roll-back
         _take_upgrade(result, target.upgrade())
-        third, last = _window(switch), _window(switch)
+        third, last = observe(switch), observe(switch)
         _take_ratio(result, "rate_ratio", third, second)
         _take_ratio(result, "rate_control", second, first)
         _take_ratio(result, "rate_control", last, third)
@@ -250,7 +250,7 @@ class Window:
         return self.rate.ratio_to(earlier.rate) * earlier.on_processor / self.on_processor
 
 
-def _window(switch: Switch) -> Window:
+def observe(switch: Switch) -> Window:
     ran, begin = _processor_ns(switch), time.monotonic_ns()
     rate = switch.rate(WINDOW_SECONDS)
     return Window(rate, max(_processor_ns(switch) - ran, 1) / (time.monotonic_ns() - begin))

@@ -45,7 +45,7 @@ def _distribution(result: Result, path: Path) -> Path:
         axes.annotate(words, (limit, share), (0, -8), textcoords="offset points", size=8, ha="center", va="top")
     axes.set(xscale="log", xlabel="µs", ylabel="share that is no longer", ylim=(0, 1.01))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

@@ -88,8 +88,10 @@ def draw_losses(axes: Axes, shown: Sequence[Loss], of: int) -> None:
         _words(axes, line, one.name, _loss_words(one), busy=True)
     right = max(columns[2] + (loss.restart.settle or 0.0) for loss in shown)
     _frame(axes, len(shown), (-0.01 * right, 1.03 * right))
+    narrow = columns[1] < 0.09 * right
     for left, words in zip(columns, ("the stop", "the restart: out, in", "the settling stop"), strict=True):
-        axes.text(left, -0.22, words, size=8, color=FAINT, va="center")
+        side = "right" if narrow and not left else "left"  # or the second would lie over the first
+        axes.text(left, -0.22, words, size=8, color=FAINT, va="center", ha=side)
         axes.axvline(left, color=FAINT, linewidth=0.6, alpha=0.5)
     _ticks(axes, columns, right)
     _head(axes, len(shown), "What busy threads lost, to one scale" + _left_out(len(shown), of))
