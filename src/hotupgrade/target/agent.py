@@ -30,7 +30,7 @@ _SIGRETURN = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"
 
 #: (219 is how the kernel goes on with an interrupted poll, nanosleep or futex.)  Asleep in one of these a thread
 #: holds no lock of the C library, and the call can be made again.  Best first.
-_LEADER_CALLS = (7, 219, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128)
+_LEADER_CALLS = (7, 219, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128, 130)
 
 #: Of those: poll and its like, in which a program's main loop waits for something to do, whatever it may be.
 POLLING = frozenset((7, 219, 271, 232, 281, 441, 23, 270))
