@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT / "build" / "real"
 RESULTS = REAL / "results"
 BUILDING_S = 3600
-PATIENCE = 120  # seconds for one command: libcrypto is large, and machines are busy
+OF_LIBRARIES = "jemalloc_bg_thd"  # threads that come and go by themselves
+PATIENCE = 400  # seconds for one command: large builds, busy machines
 
 
 # Builds.
@@ -114,13 +115,17 @@ def descendants(pid: int) -> list[int]:
     return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
+def thread_names(pid: int) -> list[str]:
+    return [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
 def size_of(pid: int) -> Size:
     status = dict(
         line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
     )  # fmt: skip
     return Size(
         maps=len(Path(f"/proc/{pid}/maps").read_text().splitlines()),
-        threads=int(status["Threads"]),
+        threads=len([name for name in thread_names(pid) if not name.startswith(OF_LIBRARIES)]),
         descriptors=len(list(Path(f"/proc/{pid}/fd").iterdir())),
         resident_kb=int(status["VmRSS"].split()[0]),
         virtual_kb=int(status["VmSize"].split()[0]),

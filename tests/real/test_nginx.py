@@ -157,7 +157,7 @@ def journey_of(
 ) -> None:
     """Under load there, back, and there; then new workers, which have the new code by fork."""
     journey = Journey(hu, site.pids, files)
-    with Clients(CLIENTS, site.connect, fetch) as clients, wrk(site, 60) as load:
+    with Clients(CLIENTS, site.connect, fetch) as clients, wrk(site, 120) as load:
         sizes = [size_of(pid) for pid in site.pids()]
         journey.there_and_back(observe, old, new, clients.moved_on)
         for pid, before in zip(site.pids(), sizes, strict=True):
@@ -186,11 +186,11 @@ def journey_of(
 
 
 def test_nginx_itself(builds: Callable[[str], Builds], site: Callable[..., Site], hu: HotUpgrade) -> None:
-    """CVE-2026-42945: what was captured before a rewrite with arguments came out escaped."""
+    """CVE-2026-42945: what was captured before a rewrite with arguments came out escaped, in too small a buffer."""
     nginx = builds("nginx")
     running = site(nginx.old("bin/nginx"))
     row = Row("nginx", nginx.version, "CVE-2026-42945 (executable)", "", "works")
-    wanted = ("/rewritten/a%20b", "/rewritten/a b")
+    wanted = ("/rewritten/a%2", "/rewritten/a b")
     journey_of(running, hu, [nginx.new("bin/nginx")], running.rewritten, *wanted, row)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from live.harness import HotUpgrade
+from live.harness import HotUpgrade, Size
 from real.harness import Builds, Clients, Journey, Row, Server, Tool, check_bounded, free_port, size_of, tell
 
 N_CLIENTS = 8
@@ -58,6 +59,12 @@ def injected(port: int) -> bytes:
     return connection.line()[1 : len(WHOLE) + 1].partition(b" script:")[0]
 
 
+def settled(server: Server) -> Size:
+    """Its size when everybody is connected, and its own threads have come."""
+    time.sleep(5)
+    return size_of(server.pid)
+
+
 def test_redis(builds: Callable[[str], Builds], serve: Callable[..., Server], place: Path, hu: HotUpgrade) -> None:
     """CVE-2025-67733: line ends in error replies split the protocol."""
     redis = builds("redis")
@@ -83,7 +90,7 @@ def test_redis(builds: Callable[[str], Builds], serve: Callable[..., Server], pl
     ]
     journey = Journey(hu, lambda: [server.pid], [redis.new("bin/redis-server")])
     with Clients(N_CLIENTS, lambda: Connection(port), turn) as clients, Tool(*bench, "-q") as load:
-        before = size_of(server.pid)
+        before = settled(server)
         journey.there_and_back(observe, False, True, clients.moved_on)
         assert load.running()
         said = load.stop()
