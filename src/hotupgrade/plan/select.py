@@ -169,9 +169,7 @@ class _Holders:
 
     def words(self, vaddrs: Iterable[int]) -> list[int]:
         """Indices of the relocations within."""
-        return [
-            word for vaddr in self.among(vaddrs) for word in self._targets.within(vaddr, self._unnamed.end(vaddr))
-        ]
+        return [word for vaddr in self.among(vaddrs) for word in self._targets.within(vaddr, self._unnamed.end(vaddr))]
 
 
 def _fresh_targets(targets: Targets, fresh: Flags, words: Sequence[int]) -> set[int]:
