@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 C_FILES = $(wildcard src/agent/*.[ch] src/hotupgrade/include/*.h)
 PY_FILES = src tests scripts/fetch-debian-patches scripts/fetch-debian-tree hatch_build.py $(wildcard benchmarks)
 
-.PHONY: help setup ovs demo test test-unit lint soak fuzz bench clean distclean
+.PHONY: help setup ovs demo test test-unit crosscheck compilers lint soak fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,14 @@ test-real: setup ## real programs from Debian's sources, upgraded while they ser
 	@scripts/build-real all
 	$(PYTHON) -m pytest tests/real
 	$(PYTHON) tests/real/table.py
+
+crosscheck: setup ovs ## references against the linker's records, on libraries large and small; writes docs/references.md
+	@scripts/install-packages crosscheck
+	scripts/build-ovs --static fixed
+	PYTHONPATH=tests:src nice -n 10 $(PYTHON) -m crosscheck
+
+compilers: setup ## upgrades of a small program in every flavour of compiler and linker; writes docs/compilers.md
+	@PYTHONPATH=tests:src $(PYTHON) -m live.flavours
 
 test-unit: setup ## the tests that start no process
 	@$(PYTHON) -m pytest -n auto tests/unit

@@ -81,7 +81,7 @@ def _openssl(name: str) -> Callable[[Path], Path]:
     def make(directory: Path) -> Path:
         tree = fetched("openssl", directory)
         if not (tree / name).exists():
-            _run(["./Configure", "linux-x86_64", "shared", "no-tests", "no-apps", "no-legacy", RECORDS], tree)
+            _run(["./Configure", "linux-x86_64", "shared", "no-tests", "no-legacy", RECORDS], tree)
             _run(["make", f"-j{os.cpu_count()}", "build_libs"], tree)
         return tree / name
 
@@ -114,10 +114,11 @@ OTHERS = (
 
 def fetched(package: str, directory: Path) -> Path:
     """The unpacked tree of a source package."""
-    if not (found := sorted(directory.glob(f"{package}-*/debian"))):
-        _run([str(ROOT / "scripts" / "fetch-debian-source"), package, str(directory)], ROOT)
-        found = sorted(directory.glob(f"{package}-*/debian"))
-    return found[-1].parent
+    place = directory / package
+    if not (place / "version").exists():
+        done = _run([str(ROOT / "scripts" / "fetch-debian-tree"), package, str(place)], ROOT)
+        (place / "version").write_text(done)
+    return place / "tree"
 
 
 def _linked(path: Path, words: Sequence[str]) -> Path:
@@ -127,6 +128,7 @@ def _linked(path: Path, words: Sequence[str]) -> Path:
     return path
 
 
-def _run(words: Sequence[str], directory: Path) -> None:
+def _run(words: Sequence[str], directory: Path) -> str:
     done = subprocess.run(words, cwd=directory, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(words)[:400]}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
