@@ -88,11 +88,14 @@ class Server:
         return self.process.wait(limit)
 
     def kill(self) -> None:
+        """It and its children; stopped first, for a master starts another worker for one that is killed."""
         if self.alive():
-            for child in descendants(self.pid):
+            self.process.send_signal(signal.SIGSTOP)
+            family = descendants(self.pid)
+            self.process.kill()
+            for child in family:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
-            self.process.kill()
         self.process.wait(10)
 
 
