@@ -61,7 +61,7 @@ def _address(url: str) -> str:
     except ValueError:
         good = False
     if not good:
-        text = f"{url!r} is no address of a debuginfod server; say it like https://debuginfod.debian.net"
+        text = f"{url!r} is no address of a debuginfod server; say it like https://debuginfod.example.org"
         raise Refused(Reason("bad-debuginfod", url, text))
     return url
 
