@@ -75,7 +75,9 @@ class Site:
     def rewritten(self) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", self.plain, timeout=20)
         connection.request("GET", "/rewritten/a%20b")
-        return connection.getresponse().read().decode()
+        said = connection.getresponse().read().decode()
+        connection.close()
+        return said
 
     def ticket_lifetime(self) -> int:
         """What the server tells about the tickets of TLS 1.3."""
@@ -127,7 +129,8 @@ def fetch(connection: http.client.HTTPSConnection, number: int) -> None:
 
 
 def wrk(site: Site, seconds: int) -> Tool:
-    words = ["wrk", "-t", "1", "-c", "16", "-d", f"{seconds}s", "--timeout", "20s", f"https://127.0.0.1:{site.tls}/"]
+    """Two connections: a worker that never sleeps has no way in, and is not what this is about."""
+    words = ["wrk", "-t", "1", "-c", "2", "-d", f"{seconds}s", "--timeout", "20s", f"https://127.0.0.1:{site.tls}/"]
     return Tool(*words)
 
 
@@ -158,6 +161,7 @@ def journey_of(
     """Under load there, back, and there; then new workers, which have the new code by fork."""
     journey = Journey(hu, site.pids, files)
     with Clients(CLIENTS, site.connect, fetch) as clients, wrk(site, 120) as load:
+        time.sleep(3)  # everybody is connected
         sizes = [size_of(pid) for pid in site.pids()]
         journey.there_and_back(observe, old, new, clients.moved_on)
         for pid, before in zip(site.pids(), sizes, strict=True):
@@ -177,7 +181,7 @@ def journey_of(
             "processes": f"{len(sizes)} processes, {threads} threads",
             "break_us": journey.longest_break_us(),
             "prepare_s": journey.prepare_s(),
-            "clients": f"wrk on 16 TLS connections: {said}; {clients.done()} requests on {CLIENTS} others, "
+            "clients": f"wrk on 2 TLS connections: {said}; {clients.done()} requests on {CLIENTS} others, "
             f"the longest {clients.longest_ms():.1f} ms; new workers by fork",
             "errors": len(clients.errors()),
         }
