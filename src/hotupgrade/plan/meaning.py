@@ -18,6 +18,7 @@ from hotupgrade.plan.match import Match
 RESERVED_SLOTS = 3  # .got.plt begins with words for the loader
 MAX_DEPTH = 4  # data that point to data that point to data: beyond this, call it different
 MAX_STRING = 1 << 20
+_SHORT = 256  # bytes that are compared at once sooner than one looks where they come from
 CHUNK = 1 << 20  # bytes compared at once: a variable may be as large as the image
 MAX_SOURCE_LINE = 512
 START_FILES = ("crtstuff.c",)
@@ -25,13 +26,22 @@ START_FILES = ("crtstuff.c",)
 SOURCE_LINE = re.compile(rb"([\w./+-]+\.(?:c|h|cc|cpp|cxx|hh|hpp|inc|ipp)):\d+\0")
 
 
+# Plain numbers: members of enumerations take long to be looked up, and these are by the ten thousand.
+_BY_ADDRESS = (int(Relocation.RELATIVE), int(Relocation.IRELATIVE))
+_FUNCTION, _CONSTANT = int(Kind.FUNCTION), int(Kind.CONSTANT)
+
+
 class _Index:
     """Sorted addresses as lists: for single questions, bisection over a list is ten times faster than over an array."""
 
     def __init__(self, build: Build) -> None:
         self.build = build
+        relocations = build.dynamic_relocations
         self.edges: list[int] = build.boundaries.tolist()
-        self.places: list[int] = build.dynamic_relocations.vaddr.tolist()
+        self.places: list[int] = relocations.vaddr.tolist()
+        self.types: list[int] = relocations.type.tolist()
+        self.addends: list[int] = relocations.addend.tolist()
+        self.symbols: list[int] = relocations.symbol.tolist()
 
     def room(self, vaddr: int) -> int:
         """Bytes up to where a piece of anonymous data must have ended."""
@@ -68,7 +78,8 @@ class Meaning:
         """Paired, or constants that nobody can tell apart; and of equal size, since code depends on it."""
         paired = self.pairs.new_of[old] == new or self.pairs.old_of[new] == old
         ours, theirs = self.old.entities, self.new.entities
-        if ours.kind[old] == Kind.FUNCTION:
+        kind = ours.kind[old]
+        if kind == _FUNCTION:
             return bool(paired)
         if paired and self.old.bare and ours.kind[old] == Kind.OBJECT == theirs.kind[new]:
             # Without names a size is only a distance; see hotupgrade.plan.unproven for what that asks of users.
@@ -77,7 +88,7 @@ class Meaning:
             return False
         if paired:
             return True
-        both_constant = ours.kind[old] == Kind.CONSTANT == theirs.kind[new]
+        both_constant = kind == _CONSTANT == theirs.kind[new]
         partner = int(self.pairs.new_of[old])
         return bool(both_constant and partner >= 0 and self._equal_constants(partner, new))
 
@@ -238,6 +249,8 @@ class Meaning:
             return False
         ours, theirs = self._index[0].relocations(old, size), self._index[1].relocations(new, size)
         if not ours and not theirs:
+            if size <= _SHORT:
+                return self.old.read(old, size) == self.new.read(new, size)
             if self.old.is_empty(old, size) and self.new.is_empty(new, size):
                 return True
             return all(
@@ -256,23 +269,24 @@ class Meaning:
 
     def same_word(self, old: int, new: int, depth: int) -> bool:
         """Two dynamic relocations, by index."""
-        ours, theirs = self.old.dynamic_relocations, self.new.dynamic_relocations
-        if ours.type[old] != theirs.type[new]:
+        ours, theirs = self._index
+        if ours.types[old] != theirs.types[new]:
             return False
-        if ours.type[old] in (Relocation.RELATIVE, Relocation.IRELATIVE):
-            return self.same_address(int(ours.addend[old]), int(theirs.addend[new]), depth)
-        first = self.old.dynamic_symbols[int(ours.symbol[old])] if ours.symbol[old] else None
-        second = self.new.dynamic_symbols[int(theirs.symbol[new])] if theirs.symbol[new] else None
+        if ours.types[old] in _BY_ADDRESS:
+            return self.same_address(ours.addends[old], theirs.addends[new], depth)
+        first = self.old.dynamic_symbols[ours.symbols[old]] if ours.symbols[old] else None
+        second = self.new.dynamic_symbols[theirs.symbols[new]] if theirs.symbols[new] else None
+        equal = ours.addends[old] == theirs.addends[new]
         if first is None or second is None:
-            return first is second and ours.addend[old] == theirs.addend[new]
+            return first is second and equal
         if first.defined and second.defined:
-            target = relocation_target(ours, self.old.dynamic_symbols, old)
-            other = relocation_target(theirs, self.new.dynamic_symbols, new)
+            target = relocation_target(self.old.dynamic_relocations, self.old.dynamic_symbols, old)
+            other = relocation_target(self.new.dynamic_relocations, self.new.dynamic_symbols, new)
             if target is not None and other is not None and not self.same_address(target, other, depth):
                 return False
-            return first.name == second.name and ours.addend[old] == theirs.addend[new]
+            return first.name == second.name and equal
         identity = (first.name, first.version, first.defined) == (second.name, second.version, second.defined)
-        return identity and bool(ours.addend[old] == theirs.addend[new])
+        return identity and equal
 
     def same_exceptions(self, old: int, new: int) -> bool:
         """What two functions (by address) catch and clean up."""

@@ -226,18 +226,18 @@ def test_thread_locals_of_one_name_pair_while_the_block_is_the_same(compiler: Co
     assert all(old.entities.address[found.old_of[row]] == new.entities.address[row] for row in rows)
 
 
-def test_thread_locals_of_another_block_need_records(compiler: Compiler) -> None:
+@pytest.mark.parametrize("records", [(), ("-Wl,--emit-relocs",)], ids=["plain", "records"])
+def test_thread_locals_of_another_block(compiler: Compiler, records: tuple[str, ...]) -> None:
+    """By who uses them, which the code itself tells."""
     function = "int t{0}(int x) {{ static __thread int var{1}; return var += x * {0} + 1; }}"
     old_text = PUTS + "".join(function.format(i, "") for i in range(4))
     new_text = PUTS + "".join(function.format(i, "") for i in (3, 9, 0, 1, 2))
-    flags = ("-ftls-model=local-dynamic",)
-    found = pair(compiler.build(old_text, *flags), compiler.build(new_text, *flags))
-    assert len(found.ambiguous_new) == 5
-    recorded = (*flags, "-Wl,--emit-relocs")
-    old, new = compiler.build(old_text, *recorded), compiler.build(new_text, *recorded)
+    flags = ("-ftls-model=local-dynamic", *records)
+    old, new = compiler.build(old_text, *flags), compiler.build(new_text, *flags)
     found = pair(old, new)
     assert found.ambiguous_new == frozenset()
     assert sum(1 for row, n in enumerate(new.entities.names) if n.startswith("var") and found.old_of[row] >= 0) == 4
+
 
 
 def test_scopes_from_debug_information_decide(compiler: Compiler) -> None:

@@ -102,7 +102,7 @@ class Single(NamedTuple):
 class Abbreviation:
     """The shape of an entry."""
 
-    __slots__ = ("children", "constants", "forms", "only_run", "steps", "tag", "wanted")
+    __slots__ = ("children", "constants", "forms", "named_by_offset", "only_run", "own_type", "steps", "tag", "wanted")
 
     def __init__(
         self, tag: int, children: bool, attributes: Sequence[tuple[int, int, int]], offset_size: int, *, wanted: bool
@@ -111,6 +111,9 @@ class Abbreviation:
         self.children = children
         self.wanted = wanted
         self.forms = {attribute: form for attribute, form, _ in attributes if attribute in WANTED_ATTRIBUTES}
+        self.named_by_offset = self.forms.get(At.NAME) == Form.STRP
+        # What says the rest of a type's name elsewhere, if anything does.
+        self.own_type = At.SPECIFICATION not in self.forms and At.SIGNATURE not in self.forms
         self.constants: Values = {}  # attributes that take no room in the entry
         self.steps: list[Run | Single] = []
         self._compile(attributes, "I" if offset_size == 4 else "Q")
@@ -173,6 +176,15 @@ class Abbreviation:
         return at
 
 
+def _is_local(tag: int, attributes: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether this is a variable that for sure has no fixed place: most are in registers, or nowhere."""
+    if tag != Tag.VARIABLE:
+        return False
+    forms = {attribute: form for attribute, form, _ in attributes}
+    where = forms.get(At.LOCATION)
+    return At.ABSTRACT_ORIGIN in forms if where is None else where not in _BLOCKS
+
+
 def _variable(data: bytes, at: int, form: int) -> tuple[Any, int]:
     """A value whose size is not known beforehand, and where it ends."""
     if form in _NUMBERS:
@@ -202,7 +214,7 @@ class Tables:
     def __init__(self, data: bytes, more_tags: Collection[int] = (), *, alone: bool = True) -> None:
         self._data = data
         self._alone = alone
-        self._wanted = WANTED_TAGS.union(more_tags)
+        self._wanted, self._more = WANTED_TAGS.union(more_tags), frozenset(more_tags)
         self._known: dict[tuple[int, int], dict[int, Abbreviation]] = {}
         self._shapes: dict[tuple[int, bool, tuple[tuple[int, int, int], ...], int], Abbreviation] = {}
         self._left = MAX_ABBREVIATIONS
@@ -227,7 +239,8 @@ class Tables:
             attributes, at = self._attributes(at + 1)
             shape = tag, children, attributes, offset_size
             if shape not in self._shapes:  # every unit has a table of its own, with much the same in it
-                self._shapes[shape] = Abbreviation(*shape, wanted=tag in self._wanted)
+                wanted = tag in self._wanted and (tag in self._more or not _is_local(tag, attributes))
+                self._shapes[shape] = Abbreviation(*shape, wanted=wanted)
                 if self._alone:
                     self._shapes[shape].require_own()
             table[code] = self._shapes[shape]

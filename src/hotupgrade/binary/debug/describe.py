@@ -135,6 +135,8 @@ def _qualified(entry: Entry) -> str:
 
 def _declaration(entry: Entry) -> Entry:
     """Where a type is declared, which is what says its scope and sometimes its name."""
+    if entry.abbreviation.own_type:
+        return entry
     for attribute in (At.SPECIFICATION, At.SIGNATURE):
         other = entry.entry(attribute)
         if other is not None and other is not entry and other.tag in _KINDS and (other.name or other.alias):
@@ -145,8 +147,10 @@ def _declaration(entry: Entry) -> Entry:
 
 def scope_of(entry: Entry) -> str:
     """The namespaces, classes and functions that an entry is in."""
-    parts: list[str] = []
     parent = entry.parent
+    if parent is None or parent.parent is None:
+        return ""  # what a unit holds itself, nearly all
+    parts: list[str] = []
     while parent is not None:
         if parent.tag == Tag.NAMESPACE:
             parts.append((parent.name or "(anonymous namespace)") + "::")

@@ -45,7 +45,7 @@ def read_mentions(
     """None: it cannot be read."""
     try:
         shared = None if supplement is None else Sections(*supplement)
-        return _read(Units(Sections(data, sections), {Tag.INLINED_SUBROUTINE}, shared), names)
+        return _read(Units(Sections(data, sections), {Tag.INLINED_SUBROUTINE, Tag.VARIABLE}, shared), names)
     except (Unusable, *STUMBLES):
         return None
 

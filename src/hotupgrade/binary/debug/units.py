@@ -57,7 +57,8 @@ class Entry:
         value = self.values.get(_NAME)
         if value is None:
             return ""
-        return value if isinstance(value, str) else self.unit.string(self.abbreviation.forms[_NAME], value)
+        known = self.unit.units.texts.get(value) if self.abbreviation.named_by_offset else None
+        return self.unit.string(self.abbreviation.forms[_NAME], value) if known is None else known
 
     def string(self, attribute: int) -> str:
         """A string, "" if there is none."""
@@ -203,7 +204,7 @@ class Unit:
                     continue
                 at = after
                 if abbreviation.children:
-                    parents.append(parent)
+                    _go_down(parents, parent)
                     parent = None
                 elif not parents:
                     return
@@ -224,12 +225,10 @@ class Unit:
                 else:
                     parent.children.append(entry)
                 if abbreviation.children:
-                    parents.append(parent)
+                    _go_down(parents, parent)
                     parent = entry
                 elif not parents:
                     return
-            if len(parents) > MAX_DEPTH:
-                raise Corrupt("entries are nested too deep")
         if at > end or parents:
             raise Corrupt("a unit ends in the middle of an entry")
 
@@ -267,6 +266,12 @@ class Unit:
 
 
 _SPLIT = "its debug information is in .dwo files; build without -gsplit-dwarf"
+
+
+def _go_down(parents: list[Entry | None], parent: Entry | None) -> None:
+    parents.append(parent)
+    if len(parents) > MAX_DEPTH:
+        raise Corrupt("entries are nested too deep")
 
 
 def _bytes(data: bytes, at: int, size: int) -> bytes:
@@ -314,7 +319,7 @@ def _imports(unit: Unit) -> Iterator[Unit]:
 class Units:
     """All units of a file, and those of its supplementary file that they use.
 
-    ``more_tags`` are those of entries that are passed over otherwise.
+    ``more_tags`` are those of entries that are passed over otherwise: some tags, and variables without a fixed place.
     """
 
     def __init__(self, sections: Sections, more_tags: Collection[int] = (), supplement: Sections | None = None) -> None:
@@ -324,7 +329,7 @@ class Units:
         self.held = 0  # entries of the units that are loaded
         self.across = False  # whether entries name entries of other units
         self._imports = False  # whether units import others
-        self._texts: dict[int, str] = {}
+        self.texts: dict[int, str] = {}  # that were asked for, by their offsets
         self._line_texts: dict[int, str] = {}
         self._text_room = MAX_STRINGS
         self._units = [*self._headers(sections.info), *self._headers(sections.types)]
@@ -391,9 +396,9 @@ class Units:
         return found
 
     def string(self, offset: int) -> str:
-        text = self._texts.get(offset)
+        text = self.texts.get(offset)
         if text is None:
-            self._texts[offset] = text = self._text(self.sections.strings, offset)
+            self.texts[offset] = text = self._text(self.sections.strings, offset)
         return text
 
     def line_string(self, offset: int) -> str:
