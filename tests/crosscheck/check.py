@@ -40,6 +40,8 @@ from hotupgrade.binary.thread_locals import below_thread_pointer
 RELATIVE = (PC32, PLT32, GOTPCREL, GOTPC32, GOTPCRELX, REX_GOTPCRELX, GOTTPOFF, TLSGD, TLSLD, GOTPC32_TLSDESC)
 # "...(%rip)        # 1234 <name>", or "jmp    1234 <name>"
 NAMED = re.compile(r"# ([0-9a-f]+)(?: <|$)|\s([0-9a-f]+) <[^>]*>$")
+LOOKUP = "__tls_get_addr"
+TPOFF64 = 18
 RELAXED = (TLSGD, TLSLD, GOTTPOFF, GOTPC32_TLSDESC)  # in executables
 
 
@@ -163,7 +165,7 @@ def _seen_by_objdump(path: Path) -> set[tuple[int, int]]:
 
 def _needs_none(subject: _Subject, record: Record, row: int) -> bool:
     """Whether a record leads back into its own function, or is about an instruction that the linker has replaced."""
-    if subject.relaxes and (record.type in RELAXED or record.symbol.split("@")[0] == "__tls_get_addr"):
+    if subject.relaxes and (record.type in RELAXED or record.symbol.split("@")[0] == LOOKUP):
         return True  # see _fields
     entities = subject.build.entities
     low = int(entities.address[row])
@@ -178,6 +180,8 @@ def _agrees(subject: _Subject, record: Record, index: int) -> bool:
     name = record.symbol.split("@")[0]
     if kind in (TargetKind.GOT, TargetKind.PLT):
         slot = build.slots[int(references.entity[index])]
+        if subject.relaxes and name == LOOKUP:
+            return slot.relocation == TPOFF64  # the call has become "add x@gottpoff(%rip), %rax"
         if slot.symbol:
             return slot.symbol == name
         # Of the module itself: a word that holds its address, or its offset.

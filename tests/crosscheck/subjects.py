@@ -29,7 +29,7 @@ def _library(sources: str) -> Callable[[Path], Path]:
     """A library of the shared build."""
 
     def make(directory: Path) -> Path:
-        objects = sorted(OVS.glob(f"{sources}/.libs/*.o"))
+        objects = sorted(OVS.glob(f"{sources}/**/.libs/*.o"))
         return _linked(directory / f"{sources}.so", ["-shared", RECORDS, *map(str, objects)])
 
     return make
@@ -55,7 +55,7 @@ def _variable(makefile: str, name: str) -> str:
 
 
 ARCHIVES = "ofproto/.libs/*.a lib/.libs/*.a ovsdb/.libs/libovsdb.a"
-OBJECTS = "ofproto/.libs/*.o lib/.libs/*.o ovsdb/.libs/*.o"
+OBJECTS = "ofproto/.libs/*.o lib/**/.libs/*.o ovsdb/.libs/*.o"
 
 SWITCH = (
     Subject("libopenvswitch", "openvswitch-source", _library("lib")),
