@@ -75,6 +75,7 @@ def read_code(build: Build, records: Table | None) -> CodeFacts:
         tables=jump_tables,
         labels=[*found.target[~keep & (found.form == Form.LEA)].tolist(), *data_targets(build).tolist()],
         segment_users=found.segment_users,
+        from_segment=found.from_segment,
     )
     references = _merged(plain, thread_locals)
     access = np.zeros(len(references), np.int32)

@@ -105,6 +105,14 @@ def follow(image: U8, module: Module, graph: Graph) -> Findings:
     return flow.findings()
 
 
+def direct_field(image: U8, vaddr: int) -> Field:
+    """Of an instruction with an operand at a fixed place before the thread pointer."""
+    translate = Translator(image)
+    position = translate.field_of(vaddr)
+    number = translate.number_at(position)
+    return Field(vaddr, position, number, True, frozenset(), told=_is_short(number), indexed=False, loose=False)
+
+
 class _Flow:
     def __init__(self, translate: Translator, module: Module, graph: Graph) -> None:
         self._translate = translate

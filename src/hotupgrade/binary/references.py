@@ -33,7 +33,10 @@ class CodeReferences:
     function: I32
     access: I32  # bytes that a MEMORY reference reads or writes; 0 for other forms
     undecodable: tuple[int, ...]  # rows that hold bytes which are no instruction
-    segment_users: tuple[int, ...] = ()  # rows that use the thread pointer for more than what lies behind it
+    segment_users: tuple[int, ...] = ()  # rows that take the thread pointer, or add something to it
+    from_segment: tuple[
+        int, ...
+    ] = ()  # vaddrs of instructions with an operand right before the thread pointer
 
 
 def scan(
@@ -49,6 +52,7 @@ def scan(
     branch_rows: list[int] = []
     undecodable: set[int] = set()
     segment_users: set[int] = set()
+    from_segment: list[int] = []
     for start, stop, row in zip(starts, stops, rows, strict=True):
         before = len(operands), len(branches)
         for instruction in Decoder(64, image[start:stop].tobytes(), ip=start):
@@ -59,8 +63,12 @@ def scan(
                     branches.append(instruction)
             elif instruction.is_invalid:
                 undecodable.add(row)
-            elif segments and instruction.segment_prefix == FS and _uses_thread_pointer(instruction):
-                segment_users.add(row)
+            elif segments and instruction.segment_prefix == FS:
+                # Canaries and the like lie at fixed places behind the thread pointer.
+                if not _is_fixed(instruction) or instruction.memory_displacement == 0:
+                    segment_users.add(row)
+                elif instruction.memory_displacement >> 63:
+                    from_segment.append(instruction.ip)
         operand_rows.extend([row] * (len(operands) - before[0]))
         branch_rows.extend([row] * (len(branches) - before[1]))
     return _sorted(
@@ -68,20 +76,23 @@ def scan(
         _branch_table(branches, branch_rows),
         tuple(sorted(undecodable)),
         tuple(sorted(segment_users)),
+        tuple(from_segment),
     )
 
 
 Columns = tuple[npt.NDArray[np.int64], ...]  # position, following, form, target, function, access
 
 
-def _uses_thread_pointer(instruction: Instruction) -> bool:
-    """Whether it may have to do with a thread-local: canaries and the like lie at fixed places behind the pointer."""
-    fixed = instruction.memory_base == NO_REGISTER == instruction.memory_index
-    return not fixed or not 0 < instruction.memory_displacement < 1 << 63
+def _is_fixed(instruction: Instruction) -> bool:
+    return instruction.memory_base == NO_REGISTER == instruction.memory_index
 
 
 def _sorted(
-    operands: Columns, branches: Columns, undecodable: tuple[int, ...], segment_users: tuple[int, ...]
+    operands: Columns,
+    branches: Columns,
+    undecodable: tuple[int, ...],
+    segment_users: tuple[int, ...],
+    from_segment: tuple[int, ...],
 ) -> CodeReferences:
     columns = [np.concatenate(pair) for pair in zip(operands, branches, strict=True)]
     order = np.argsort(columns[0], kind="stable")
@@ -95,6 +106,7 @@ def _sorted(
         access=access.astype(np.int32),
         undecodable=undecodable,
         segment_users=segment_users,
+        from_segment=from_segment,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hotupgrade.binary.elf import Table
 from hotupgrade.binary.exceptions import ExceptionTable, landing_pads
-from hotupgrade.binary.flow import Field, Findings, Module, follow
+from hotupgrade.binary.flow import Field, Findings, Module, direct_field, follow
 from hotupgrade.binary.graph import Surroundings, graph_of
 from hotupgrade.binary.model import I32, Flags, Form, Kind, References, Slot, TargetKind
 from hotupgrade.binary.relocations import Relocation
@@ -76,15 +76,17 @@ def find_thread_locals(
     tables: Sequence[JumpTable],
     labels: Iterable[int],
     segment_users: Iterable[int],
+    from_segment: Sequence[int],
 ) -> ThreadLocals:
     """``families``: a number per row, shared by a function and its cold parts.  ``labels``: vaddrs within functions
-    that are taken as addresses.  ``segment_users``: functions that use the thread pointer.
+    that are taken as addresses.  ``segment_users``, ``from_segment``: see
+    :class:`hotupgrade.binary.references.CodeReferences`.
     """
     if build.tls is None:
         return NONE
     if records is not None:
         return _recorded(build, references, records)
-    return _Search(build, references, families, tables, labels, segment_users).found()
+    return _Search(build, references, families, tables, labels, segment_users).found(from_segment)
 
 
 # From records
@@ -238,14 +240,21 @@ class _Search:
             entries = np.frombuffer(build.read(table.vaddr, 4 * table.count), "<i4")
             self._tables[int(families[table.function])].update((entries + table.vaddr).tolist())
 
-    def found(self) -> ThreadLocals:
+    def found(self, from_segment: Sequence[int]) -> ThreadLocals:
         members = self._members()
         module = self._module()
         findings = {
             family: follow(self._build.image, module, graph_of(self._build.image, *self._described(family, rows)))
             for family, rows in members.items()
         }
-        return self._judged(findings)
+        # Elsewhere there is nothing to be followed.
+        rows = self._build.function_spans.find(np.array(from_segment, np.int64))
+        direct = Findings()
+        for vaddr, row in zip(from_segment, rows.tolist(), strict=True):
+            if int(self._families[row]) not in members:
+                field = direct_field(self._build.image, vaddr)
+                direct.fields[field.position] = field
+        return self._judged({**findings, -1: direct})
 
     def _module(self) -> Module:
         build = self._build
