@@ -67,16 +67,23 @@ class Builder:
         soname = f"lib{name}.so.1"
         words = [compiler, "-O2", "-g", "-fPIC", "-shared", "-pthread", *WARNINGS, f"-DVERSION={version}"]
         words += [f"-Wl,-soname,{soname}", *options.words(), str(source), *_needs(uses)]
-        return self._built(f"{name}-v{version}{label}", soname, words)
+        return self.built(f"{name}-v{version}{label}", soname, words)
+
+    def bundle(self, name: str, parts: Sequence[str], version: int = 1, options: Options = PLAIN) -> Path:
+        """``libNAME.so.1`` of one version, with the code of several subjects in C in it."""
+        soname = f"lib{name}.so.1"
+        words = [options.compiler or "gcc", "-O2", "-g", "-fPIC", "-shared", "-pthread", *WARNINGS]
+        words += [f"-DVERSION={version}", f"-Wl,-soname,{soname}", *options.words()]
+        return self.built(f"{name}-v{version}", soname, [*words, *(str(SOURCES / f"{part}.c") for part in parts)])
 
     def host(self, *libraries: Path, extra: str = "", flags: Sequence[str] = (), now: bool = False) -> Path:
         """The host program, bound to ``libraries`` at its start."""
         parts = ["host", "sleepers", "workers", *([extra] if extra else [])]
         compiler = ["gcc", "-O2", "-g", "-pthread", *WARNINGS, *flags]
-        objects = [str(self._built(part, f"{part}.o", [*compiler, "-c", str(SOURCES / f"{part}.c")])) for part in parts]
+        objects = [str(self.built(part, f"{part}.o", [*compiler, "-c", str(SOURCES / f"{part}.c")])) for part in parts]
         words = [*compiler, *objects, "-rdynamic", *_needs(libraries)]
         words.append("-Wl,-z,now" if now else "-Wl,-z,lazy")
-        return self._built(f"host-{'-'.join(library.parent.name for library in libraries) or 'bare'}", "host", words)
+        return self.built(f"host-{'-'.join(library.parent.name for library in libraries) or 'bare'}", "host", words)
 
     def executable(
         self,
@@ -97,16 +104,16 @@ class Builder:
         compiler = options.compiler or "gcc"
         suite = {".c": compiler, ".cpp": {"gcc": "g++"}.get(compiler, f"{compiler}++")}
         objects = [
-            self._built(f"{path.stem}-v{version}", f"{path.stem}.o", [suite[path.suffix], *flags, "-c", str(path)])
+            self.built(f"{path.stem}-v{version}", f"{path.stem}.o", [suite[path.suffix], *flags, "-c", str(path)])
             for path in sources
         ]
         linker = suite[".cpp" if any(path.suffix == ".cpp" for path in sources) else ".c"]
         words = [linker, *flags, *options.words(), *map(str, objects), *needs, *_needs(uses)]
-        return self._built(f"{'-'.join(subjects)}-v{version}", "program", words)
+        return self.built(f"{'-'.join(subjects)}-v{version}", "program", words)
 
     def program(self, name: str, *flags: str) -> Path:
         words = ["gcc", "-O2", "-g", *WARNINGS, str(SOURCES / f"{name}.c"), *flags]
-        return self._built(name, name, words)
+        return self.built(name, name, words)
 
     def copy(self, of: Path, label: str) -> Path:
         """A private copy of a built file, under the same name, to be spoiled."""
@@ -114,13 +121,14 @@ class Builder:
         directory.mkdir(exist_ok=True)
         return Path(shutil.copy2(of, directory / of.name))
 
-    def _built(self, label: str, file_name: str, words: list[str]) -> Path:
+    def built(self, label: str, file_name: str, words: list[str]) -> Path:
+        """What a command makes with ``-o``, once."""
         digest = hashlib.sha256("\0".join(words).encode()).hexdigest()[:8]
         directory = self.directory / f"{label}-{digest}"
         path = directory / file_name
         if not path.exists():
             directory.mkdir(exist_ok=True)
-            done = subprocess.run([*words, "-o", str(path)], capture_output=True, text=True, timeout=60)
+            done = subprocess.run([*words, "-o", str(path)], capture_output=True, text=True, timeout=180)
             assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
         return path
 
