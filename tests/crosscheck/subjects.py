@@ -82,7 +82,8 @@ def _openssl(name: str) -> Callable[[Path], Path]:
         tree = fetched("openssl", directory)
         if not (tree / name).exists():
             _run(["./Configure", "linux-x86_64", "shared", "no-tests", "no-legacy", RECORDS], tree)
-            _run(["make", f"-j{os.cpu_count()}", "build_libs"], tree)
+            _run(["make", f"-j{os.cpu_count()}", "build_generated"], tree)
+            _run(["make", f"-j{os.cpu_count()}", "libcrypto.so", "libssl.so"], tree)
         return tree / name
 
     return make

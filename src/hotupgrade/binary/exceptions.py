@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,10 +36,12 @@ class ExceptionTable:
 
 def landing_pads(tables: Mapping[int, ExceptionTable]) -> Callable[[int], tuple[int, ...]]:
     """Where an exception from a call lands, by the call's vaddr.  ``tables`` by the start of the code they are for."""
-    sites = [site for start, table in tables.items() for site in _call_sites(start, table)]
+    sites = sorted(site for start, table in tables.items() for site in _call_sites(start, table))
+    lows = [low for low, _, _ in sites]
 
     def landings(vaddr: int) -> tuple[int, ...]:
-        return tuple(pad for low, high, pad in sites if low <= vaddr < high)
+        at = bisect_right(lows, vaddr) - 1  # ranges are disjoint
+        return (sites[at][2],) if at >= 0 and vaddr < sites[at][1] else ()
 
     return landings
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 from iced_x86 import FlowControl, Instruction, Mnemonic, Register
 
-from hotupgrade.binary.graph import CALLS, Block, Graph, is_padding
+from hotupgrade.binary.graph import CALLS, Block, Effort, Graph, is_padding
 from hotupgrade.binary.model import U8
 from hotupgrade.binary.steps import (
     CALLER_SAVED,
@@ -98,9 +98,13 @@ class Findings:
     touched: Mapping[int, set[int]] = field(default_factory=dict)
 
 
-def follow(image: U8, module: Module, graph: Graph) -> Findings:
-    """All fields of a function that hold offsets of thread-locals, and what may be one."""
-    flow = _Flow(Translator(image), module, graph)
+def follow(image: U8, module: Module, graph: Graph, effort: Effort) -> Findings:
+    """All fields of a function that hold offsets of thread-locals, and what may be one.
+
+    Raises:
+        ExhaustedError: that cannot be found out with reasonable effort.
+    """
+    flow = _Flow(Translator(image), module, graph, effort)
     flow.settle()
     return flow.findings()
 
@@ -114,7 +118,8 @@ def direct_field(image: U8, vaddr: int) -> Field:
 
 
 class _Flow:
-    def __init__(self, translate: Translator, module: Module, graph: Graph) -> None:
+    def __init__(self, translate: Translator, module: Module, graph: Graph, effort: Effort) -> None:
+        self._effort = effort
         self._translate = translate
         self._module = module
         self._graph = graph
@@ -194,6 +199,7 @@ class _Flow:
 
     def _after(self, block: Block) -> State:
         self._state = state = self._incoming[block.start].copy()
+        self._effort.spend(len(block.instructions) + state.size())
         first = self._run_bare(block) if state.is_bare() else 0
         for instruction in block.instructions[first:]:
             step = self._translate(instruction)

@@ -50,12 +50,29 @@ class Graph:
         return found
 
 
+class ExhaustedError(Exception):
+    """A function is so odd that to follow it takes more than it is worth."""
+
+
+class Effort:
+    """What may be spent on all functions of a build together, so that no file can ask for hours or for all memory."""
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise ExhaustedError
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What must be known of a function besides its instructions."""
 
     tables: frozenset[int]  # where its switch tables and label addresses lead
     landing_pads: Callable[[int], Iterable[int]]  # by the vaddr of a call: where an exception from it lands
+    effort: Effort
 
 
 def graph_of(image: U8, ranges: Sequence[tuple[int, int]], around: Surroundings, entries: Iterable[int]) -> Graph:
@@ -77,6 +94,7 @@ def graph_of(image: U8, ranges: Sequence[tuple[int, int]], around: Surroundings,
             if flow == FlowControl.NEXT:
                 continue
             successors, leaves = _flow(instruction, flow, around, inside)
+            around.effort.spend(1 + len(successors) + len(leaves))
             flows[instruction.ip] = successors, leaves
             leaders.update(successors)
             leaders.add(instruction.next_ip)
@@ -97,6 +115,7 @@ def _flow(
     if flow in _BRANCHES:
         candidates.append(instruction.near_branch_target)
     elif flow == FlowControl.INDIRECT_BRANCH:
+        around.effort.spend(len(around.tables))
         candidates.extend(sorted(around.tables))
     elif flow in CALLS:
         candidates.extend(around.landing_pads(instruction.ip))

@@ -34,9 +34,7 @@ class CodeReferences:
     access: I32  # bytes that a MEMORY reference reads or writes; 0 for other forms
     undecodable: tuple[int, ...]  # rows that hold bytes which are no instruction
     segment_users: tuple[int, ...] = ()  # rows that take the thread pointer, or add something to it
-    from_segment: tuple[
-        int, ...
-    ] = ()  # vaddrs of instructions with an operand right before the thread pointer
+    from_segment: tuple[int, ...] = ()  # vaddrs of instructions with an operand right before the thread pointer
 
 
 def scan(

@@ -13,7 +13,7 @@ import numpy as np
 from hotupgrade.binary.elf import Table
 from hotupgrade.binary.exceptions import ExceptionTable, landing_pads
 from hotupgrade.binary.flow import Field, Findings, Module, direct_field, follow
-from hotupgrade.binary.graph import Surroundings, graph_of
+from hotupgrade.binary.graph import Effort, ExhaustedError, Surroundings, graph_of
 from hotupgrade.binary.model import I32, Flags, Form, Kind, References, Slot, TargetKind
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.binary.returns import Returns
@@ -27,6 +27,8 @@ DATA16 = 0x66
 # Linkers make `mov %fs:0, %rax; lea x@tpoff(%rax), %rax` of general dynamic access in executables: the new field is so
 # far behind the one that the record tells of (psABI x86-64, "GD to LE").
 RELAXED_GENERAL_DYNAMIC = 8
+# Instructions to be looked at and values to be held, at least and per byte of code: ten times what real builds need.
+LEAST_EFFORT, EFFORT = 100_000, 6
 BIAS = 64  # bytes: how far from an object a pointer may begin that a function counts from, and never names otherwise
 
 
@@ -185,6 +187,7 @@ class _Places:
         self.size = [int(entities.size[row]) for row in self.rows]
         self._address = dict(zip(self.rows, self.start, strict=True))
         self._size = dict(zip(self.rows, self.size, strict=True))
+        self._columns = np.array(self.start, np.int64), np.array(self.size, np.int64)
         self.below = below_thread_pointer(build) if build.executable else 0
 
     def field(self, position: int, form: Form, target: int, row: int, function: int) -> ThreadLocalField:
@@ -210,9 +213,9 @@ class _Places:
 
     def near(self, offset: int) -> Iterator[tuple[int, int, int]]:
         """(row, start, size) of what a pointer may mean from which a loop begins, or at which it ends."""
-        for row, start, size in zip(self.rows, self.start, self.size, strict=True):
-            if start - size <= offset <= start + size + BIAS:
-                yield row, start, size
+        start, size = self._columns
+        for index in np.flatnonzero((start - size <= offset) & (offset <= start + size + BIAS)).tolist():
+            yield self.rows[index], self.start[index], self.size[index]
 
 
 # By data flow
@@ -235,6 +238,8 @@ class _Search:
         self._base_slots = _base_slots(build)
         self._places = _Places(build)
         self._labels = sorted(set(labels))
+        code = sum(segment.file_size for segment in build.segments if segment.executable)
+        self._effort = Effort(LEAST_EFFORT + EFFORT * code)
         self._tables: dict[int, set[int]] = defaultdict(set)  # family to where its switch tables lead
         for table in tables:
             entries = np.frombuffer(build.read(table.vaddr, 4 * table.count), "<i4")
@@ -243,10 +248,7 @@ class _Search:
     def found(self, from_segment: Sequence[int]) -> ThreadLocals:
         members = self._members()
         module = self._module()
-        findings = {
-            family: follow(self._build.image, module, graph_of(self._build.image, *self._described(family, rows)))
-            for family, rows in members.items()
-        }
+        findings = {family: self._followed(module, family, rows) for family, rows in members.items()}
         # Elsewhere there is nothing to be followed.
         rows = self._build.function_spans.find(np.array(from_segment, np.int64))
         direct = Findings()
@@ -255,6 +257,13 @@ class _Search:
                 field = direct_field(self._build.image, vaddr)
                 direct.fields[field.position] = field
         return self._judged({**findings, -1: direct})
+
+    def _followed(self, module: Module, family: int, members: Sequence[int]) -> Findings:
+        try:
+            graph = graph_of(self._build.image, *self._described(family, members))
+            return follow(self._build.image, module, graph, self._effort)
+        except ExhaustedError:
+            return Findings(unproven={int(self._build.function_spans.start[index]) for index in members})
 
     def _module(self) -> Module:
         build = self._build
@@ -297,7 +306,7 @@ class _Search:
             if table is not None:
                 pads[start] = table
         inside = {vaddr for low, high in ranges for vaddr in self._labels_within(low + 1, high)}
-        around = Surroundings(frozenset(self._tables[family] | inside), landing_pads(pads))
+        around = Surroundings(frozenset(self._tables[family] | inside), landing_pads(pads), self._effort)
         return ranges, around, entries
 
     def _labels_within(self, low: int, high: int) -> list[int]:

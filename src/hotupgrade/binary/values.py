@@ -89,6 +89,10 @@ class State:
             for register, held in self.registers.items()
         )
 
+    def size(self) -> int:
+        """How much there is to be copied and compared."""
+        return sum(map(len, self.registers.values())) + sum(map(len, self.stack.values()))
+
     def all(self) -> Iterable[Value]:
         return (*self.registers.values(), *self.stack.values())
 

@@ -239,7 +239,6 @@ def test_thread_locals_of_another_block(compiler: Compiler, records: tuple[str, 
     assert sum(1 for row, n in enumerate(new.entities.names) if n.startswith("var") and found.old_of[row] >= 0) == 4
 
 
-
 def test_scopes_from_debug_information_decide(compiler: Compiler) -> None:
     text = "int f(int x) { static int n; return n += g(x); } int h(int x) { return g(x); }"
     other = "int f(int x) { return g(x); } int h(int x) { static int n; return n += g(x) * 2; }"
