@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 C_FILES = $(wildcard src/agent/*.[ch] src/hotupgrade/include/*.h)
 PY_FILES = src tests scripts/fetch-debian-patches scripts/fetch-debian-tree hatch_build.py $(wildcard benchmarks)
 
-.PHONY: help setup ovs demo test test-unit crosscheck compilers lint soak fuzz bench clean distclean
+.PHONY: help setup ovs demo test test-full test-unit test-real crosscheck compilers lint soak fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,10 +25,15 @@ ovs: ## build Open vSwitch twice: as Debian ships it, and without its three secu
 demo: setup ovs ## upgrade a running Open vSwitch under full load, roll back, upgrade again; report in build/demo
 	@$(PYTHON) -m hotupgrade.vswitch.demo
 
-test: setup ovs ## every test; of the real programs only the small ones
+test: setup ovs ## every test but the longest; of the real programs only the small ones
 	@scripts/build-real sqlite3 memcached
 	$(PYTHON) -m pytest -n auto tests/unit
-	$(PYTHON) -m pytest tests/live tests/ovs tests/real/test_sqlite.py tests/real/test_memcached.py
+	$(PYTHON) -m pytest -n 2 -m "not full" tests/live
+	$(PYTHON) -m pytest -m "not full" tests/ovs tests/real/test_sqlite.py tests/real/test_memcached.py
+
+test-full: test ## the longest too: the statically linked switch, what is done often
+	@scripts/build-ovs --static fixed
+	$(PYTHON) -m pytest -m full tests/live tests/ovs
 
 test-real: setup ## real programs from Debian's sources, upgraded while they serve; the first time builds for long
 	@scripts/build-real all

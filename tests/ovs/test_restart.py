@@ -333,6 +333,7 @@ def test_changes_meanwhile(fixed: SwitchBuild, loops: SwitchBuild) -> None:
         check_log(switch.log())
 
 
+@pytest.mark.full
 def test_often(fixed: SwitchBuild, loops: SwitchBuild) -> None:
     with bed(fixed) as (switch, guest):
         guest.circulate()

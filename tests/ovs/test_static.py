@@ -16,7 +16,7 @@ from ovs.churn import change_everything, leave
 from ovs.harness import ALL, NONE, Document, attempt, check_forwards, check_goes_on, check_log, holes, rollback, upgrade
 
 # The builds are made on demand; each test starts a switch that polls for ever.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 PATCHES = Path(__file__).parent / "patches"
 PROGRAM = "ovs-vswitchd"
