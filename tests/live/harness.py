@@ -427,7 +427,7 @@ class HotUpgrade:
 
 
 DRIVER = """
-import contextlib, faulthandler, io, json, signal, sys
+import contextlib, faulthandler, gc, io, json, signal, sys
 from hotupgrade.cli import main
 faulthandler.register(signal.SIGUSR2, all_threads=True)
 for line in sys.stdin:
@@ -438,6 +438,7 @@ for line in sys.stdin:
     except SystemExit as end:
         code = end.code
     print(json.dumps([code, out.getvalue()]), flush=True)
+    gc.collect()  # the command itself never does, since its process ends
 """
 
 
