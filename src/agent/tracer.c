@@ -14,6 +14,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -50,6 +51,7 @@ enum visit_status {
     VISIT_HALTED = 5,    /* the process is stopped by a signal (SIGSTOP) */
     VISIT_SIGNALLED = 6, /* it has a signal to handle first: try again */
     VISIT_FAILED = 7,    /* unexpected; detail holds errno */
+    VISIT_AWAKE = 8,     /* it was to be asleep in certain system calls, and is not */
 };
 
 struct visit {
@@ -69,6 +71,7 @@ struct job {
     uint64_t count, entry, code;
     int memory; /* /proc/PID/mem */
     int64_t timeout_us;
+    const uint64_t *still; /* NULL, or HU_CALL_WORDS: a bit for each system call out of which a thread may be sent */
     struct remote_call *calls;
     uint64_t call_count, syscall_at, sigreturn_at;
     char name[32]; /* unless empty: the first argument of the first call points at it */
@@ -217,6 +220,20 @@ static int is_there(pid_t tid, uint64_t address, uint64_t code, uint64_t mask)
     return process_vm_readv(tid, &to, 1, &from, 1, 0) == sizeof found && !((found ^ code) & mask);
 }
 
+/* Was the thread asleep in one of these system calls?  What the tool saw before may be over by now.  Functions of the
+ * program must not be called where it may be in the midst of the C library's allocator, nor while it waits for a lock,
+ * as that allocator does.  glibc's locks wait for their word to change from 2 (nptl/lowlevellock.c); its condition
+ * variables, semaphores and joins use FUTEX_WAIT_BITSET. */
+static int stood_still(const struct user_regs_struct *regs, uint64_t error, uint64_t number, const uint64_t *calls)
+{
+    if (!error || number >= 64 * HU_CALL_WORDS || !(calls[number / 64] >> number % 64 & 1)) {
+        return 0;
+    }
+    uint64_t command = regs->rsi & FUTEX_CMD_MASK;
+    int locks = command == FUTEX_LOCK_PI || command == FUTEX_LOCK_PI2 || (command == FUTEX_WAIT && regs->rdx == 2);
+    return number != SYS_futex || !locks;
+}
+
 /* The thread is in ptrace-stop: send it through the agent, and let go of it. */
 static void redirect(struct visit *visit, const struct job *job)
 {
@@ -230,6 +247,10 @@ static void redirect(struct visit *visit, const struct job *job)
     regs = before;
     struct hu_frame frame = {.lead = visit->lead, .thread = visit->thread, .mask = mask};
     frame.error = rewind_call(&regs, &visit->number);
+    if (job->still && !stood_still(&before, frame.error, visit->number, job->still)) {
+        visit->status = VISIT_AWAKE;
+        return;
+    }
     if (visit->number == (uint64_t)-1) {
         start_sequence_anew(job->memory, tid, &regs);
     }
@@ -411,7 +432,11 @@ static int redirect_all(void *argument)
             }
             if (arrived(visit)) {
                 redirect(visit, job);
-                ptrace(PTRACE_DETACH, (pid_t)visit->tid, 0, 0);
+                if (visit->status == VISIT_AWAKE) {
+                    let_go((pid_t)visit->tid);
+                } else {
+                    ptrace(PTRACE_DETACH, (pid_t)visit->tid, 0, 0);
+                }
                 progress++;
             }
             still += visit->status == VISIT_PENDING;
@@ -616,12 +641,18 @@ static int in_helper(int (*work)(void *), struct job *job)
 }
 
 /* Send threads of a process to the agent's entry, whose first eight bytes are "code"; "memory" is /proc/PID/mem, open
- * for writing.  Returns 0, or a negative errno. */
+ * for writing; "still" is NULL, or the system calls out of which alone they may be sent.  Returns 0, or a negative
+ * errno. */
 EXPORT int hu_redirect(struct visit *visits, uint64_t count, int memory, uint64_t entry, uint64_t code,
-                       int64_t timeout_us)
+                       int64_t timeout_us, const uint64_t *still)
 {
-    struct job job = {
-        .visits = visits, .count = count, .memory = memory, .entry = entry, .code = code, .timeout_us = timeout_us};
+    struct job job = {.visits = visits,
+                      .count = count,
+                      .memory = memory,
+                      .entry = entry,
+                      .code = code,
+                      .timeout_us = timeout_us,
+                      .still = still};
     return in_helper(redirect_all, &job);
 }
 

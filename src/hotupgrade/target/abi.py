@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+from collections.abc import Iterable
 
 MAGIC = 0x3165646172677075
 ABI = 3
@@ -99,6 +100,12 @@ class VisitStatus(enum.IntEnum):
     HALTED = 5
     SIGNALLED = 6
     FAILED = 7
+    AWAKE = 8
+
+
+def set_of_calls(numbers: Iterable[int]) -> bytes:
+    """System calls as the native parts have them: a bit for each, ``CALL_WORDS`` words."""
+    return sum(1 << number for number in numbers).to_bytes(8 * CALL_WORDS, "little")
 
 
 def _words(*names: str) -> list[tuple[str, type[_U64]]]:

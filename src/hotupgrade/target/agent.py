@@ -30,7 +30,7 @@ _SIGRETURN = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"
 
 #: (219 is how the kernel goes on with an interrupted poll, nanosleep or futex.)  Asleep in one of these a thread
 #: holds no lock of the C library, and the call can be made again.  Best first.
-_LEADER_CALLS = (7, 219, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128, 130)
+LEADER_CALLS = (7, 219, 271, 232, 281, 441, 230, 35, 23, 270, 202, 0, 43, 288, 45, 47, 61, 34, 128, 130)
 
 #: Of those: poll and its like, in which a program's main loop waits for something to do, whatever it may be.
 POLLING = frozenset((7, 219, 271, 232, 281, 441, 23, 270))
@@ -79,7 +79,7 @@ def has_calls(operations: Iterable[Operation]) -> bool:
 
 def leaders(threads: Iterable[ThreadState], main: int, only_main: bool = False) -> list[ThreadState]:
     """The threads that may run operations, best first: asleep in a call that holds no lock and can be made again."""
-    order = {number: rank for rank, number in enumerate(_LEADER_CALLS)}
+    order = {number: rank for rank, number in enumerate(LEADER_CALLS)}
     fit = [t for t in threads if t.asleep and t.system_call in order and (t.tid == main or not only_main)]
     # The main thread last of those that are equal: it is the one that is likely to be woken for something.
     return sorted(fit, key=lambda t: (order[t.system_call or 0], t.tid == main, t.cpu_ticks))
@@ -111,6 +111,7 @@ def refuse_visit(pid: int, visit: abi.Visit) -> NotNow:
         abi.VisitStatus.LATE: "did not stop in time (it may be in an uninterruptible system call)",
         abi.VisitStatus.HALTED: "is stopped by a signal; let the process continue (SIGCONT) and try again",
         abi.VisitStatus.SIGNALLED: "is handling signals; try again",
+        abi.VisitStatus.AWAKE: "was woken, or waits for a lock: it cannot be given functions to call; try again",
     }
     text = words.get(status, f"could not be redirected (errno {visit.detail})")
     return NotNow(Reason(f"thread-{status.name.lower()}", str(visit.tid), f"process {pid}: thread {visit.tid} {text}"))
@@ -281,7 +282,8 @@ class Agent:
             for thread in with_room(self.process, choice) if calls else choice:
                 visits = (abi.Visit * 1)()
                 visits[0].tid, visits[0].lead = thread.tid, serial
-                native.redirect(visits, self.process.memory, self.entry, VISIT_TIMEOUT_US)
+                still = LEADER_CALLS if calls else None
+                native.redirect(visits, self.process.memory, self.entry, VISIT_TIMEOUT_US, still)
                 if visits[0].status == abi.VisitStatus.DONE:
                     self.wait(serial, max(limit - time.monotonic(), 0.5))
                     return self.results(len(operations))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason
@@ -37,6 +37,7 @@ def _tracer() -> ctypes.CDLL:
         ctypes.c_uint64,
         ctypes.c_uint64,
         ctypes.c_int64,
+        ctypes.c_char_p,
     ]
     library.hu_call.argtypes = [
         ctypes.c_void_p,
@@ -71,10 +72,19 @@ def agent_blob() -> tuple[abi.Header, bytes]:
     return header, blob
 
 
-def redirect(visits: ctypes.Array[abi.Visit], memory: int, entry: int, timeout_us: int) -> None:
+def redirect(
+    visits: ctypes.Array[abi.Visit],
+    memory: int,
+    entry: int,
+    timeout_us: int,
+    still: Iterable[int] | None = None,
+) -> None:
     """Send threads to the agent's entry; the outcome of each is in its ``status``.
 
-    ``memory``: a descriptor of the process's memory.  Blocks at most ``timeout_us``, and for threads that are late in
+    ``memory``: a descriptor of the process's memory.  ``still``: the numbers of the system calls out of which alone a
+    thread may be sent, and not while it waits for a lock; None: from anywhere.
+
+    Blocks at most ``timeout_us``, and for threads that are late in
     coming three seconds more.
 
     Raises:
@@ -83,7 +93,8 @@ def redirect(visits: ctypes.Array[abi.Visit], memory: int, entry: int, timeout_u
     if visits:
         header, blob = agent_blob()
         code = int.from_bytes(blob[header.enter : header.enter + 8], "little")
-        error = _tracer().hu_redirect(ctypes.byref(visits), len(visits), memory, entry, code, timeout_us)
+        calls = None if still is None else abi.set_of_calls(still)
+        error = _tracer().hu_redirect(ctypes.byref(visits), len(visits), memory, entry, code, timeout_us, calls)
         if error:
             raise _no_helper(error)
 

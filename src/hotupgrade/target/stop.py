@@ -14,13 +14,14 @@ import os
 import struct
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from hotupgrade.errors import HotUpgradeError, NotNow, Reason
 from hotupgrade.target import abi, native
 from hotupgrade.target.agent import (
+    LEADER_CALLS,
     POLLING,
     VISIT_TIMEOUT_US,
     Agent,
@@ -60,11 +61,6 @@ AFTER_LIMIT = 10.0
 MOST_EXCUSES = 256
 #: Not parked, and no reason to give up: it has ended, or is handling a signal.
 _COME_AGAIN = (abi.VisitStatus.GONE, abi.VisitStatus.DENIED, abi.VisitStatus.SIGNALLED)
-
-
-def _set_of(numbers: Iterable[int]) -> bytes:
-    """System calls as the agent has them: a bit for each."""
-    return sum(1 << number for number in numbers).to_bytes(8 * abi.CALL_WORDS, "little")
 
 
 _ANYHOW = Standing(0)
@@ -371,7 +367,7 @@ class Stopper:
         agent = self.agent
         agent.keep_off(self._cores, leader)
         agent.set(hold=int(self._departure.hold_main))
-        agent.process.write(agent.field_address("calls"), _set_of(POLLING))
+        agent.process.write(agent.field_address("calls"), abi.set_of_calls(POLLING))
         after = self._after
         serial = agent.write_operations([Operation(abi.OpKind.STOP), *after], idle=False)
         row = next(index for index, row in enumerate(self._table) if row.tid == leader)
@@ -382,6 +378,7 @@ class Stopper:
             agent.process.memory,
             agent.entry,
             min(VISIT_TIMEOUT_US, int(max(self._limit - time.monotonic(), 0.001) * 1e6)),
+            LEADER_CALLS if self._request.hooks or has_calls(after) else None,
         )
         if visits[0].status == abi.VisitStatus.DENIED and not is_denied(agent.process, visits[0]):
             visits[0].status = abi.VisitStatus.GONE
