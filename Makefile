@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 C_FILES = $(wildcard src/agent/*.[ch] src/hotupgrade/include/*.h)
 PY_FILES = src tests scripts/fetch-debian-patches scripts/fetch-debian-tree hatch_build.py $(wildcard benchmarks)
 
-.PHONY: help setup ovs demo test test-full test-unit test-real crosscheck compilers lint soak fuzz bench clean distclean
+.PHONY: help setup ovs demo compare test test-full test-unit test-real crosscheck compilers lint soak fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,7 @@ demo: setup ovs ## upgrade a running Open vSwitch under full load, roll back, up
 
 test: setup ovs ## every test but the longest; of the real programs only the small ones
 	@scripts/build-real sqlite3 memcached
+	scripts/install-packages compare
 	$(PYTHON) -m pytest -n auto tests/unit
 	$(PYTHON) -m pytest -n 2 -m "not full" tests/live
 	$(PYTHON) -m pytest -m "not full" tests/ovs tests/real/test_sqlite.py tests/real/test_memcached.py
@@ -47,6 +48,10 @@ crosscheck: setup ovs ## references against the linker's records, on libraries l
 
 compilers: setup ## upgrades of a small program in every flavour of compiler and linker; writes docs/compilers.md
 	@PYTHONPATH=tests:src $(PYTHON) -m live.flavours
+
+compare: setup ovs ## ways to upgrade a switch side by side on the same traffic; results in build/compare
+	@scripts/install-packages compare
+	$(PYTHON) -m hotupgrade.vswitch.compare
 
 test-unit: setup ## the tests that start no process
 	@$(PYTHON) -m pytest -n auto tests/unit

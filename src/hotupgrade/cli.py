@@ -303,5 +303,14 @@ def include() -> None:
     click.echo(Path(__file__).parent / "include")
 
 
+@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.pass_context
+def compare(context: click.Context) -> None:
+    """Upgrade an Open vSwitch in several ways on the same traffic, and compare."""
+    from hotupgrade.vswitch.compare.__main__ import main as run
+
+    run.main(args=context.args, prog_name="hotupgrade compare")
+
+
 if __name__ == "__main__":
     main()

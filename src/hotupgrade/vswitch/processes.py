@@ -37,13 +37,22 @@ def owner() -> str:
 
 
 def spawn(
-    command: Sequence[str | Path], environment: Mapping[str, str], output: IO[bytes], *, own_network: bool = False
+    command: Sequence[str | Path],
+    environment: Mapping[str, str],
+    output: IO[bytes],
+    *,
+    own_network: bool = False,
+    network_of: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ``command``; the process id is that of the command itself, the wrappers have become it.
 
+    ``network_of``: a process whose network namespace it joins; it takes precedence over ``own_network``.
     Call from a thread that outlives the child: see :data:`DIE_WITH_US`.
     """
-    wrapped = [*DIE_WITH_US, *(("unshare", "--net", "--") if own_network else ()), *map(str, command)]
+    network: tuple[str, ...] = ("unshare", "--net", "--") if own_network else ()
+    if network_of is not None:
+        network = ("nsenter", f"--net=/proc/{network_of}/ns/net", "--")
+    wrapped = [*DIE_WITH_US, *network, *map(str, command)]
     return subprocess.Popen(
         wrapped, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
     )

@@ -47,12 +47,15 @@ HUGEPAGES_BESIDE_MEMORY = 8  # MiB: DPDK asks for a page or two more than what i
 class SwitchOptions:
     """How a switch is loaded.
 
-    Port ``n`` of the bridge is the DPDK device ``net_null<n-1>``, which delivers packets as fast as they are taken.
-    The vhost-user ports come after them; each waits for a guest (:mod:`hotupgrade.vswitch.guest`) that listens at its
-    socket.  With the default rules each pair of ports of one kind forwards to one another.
+    Port ``n`` of the bridge is the DPDK device ``net_null<n-1>``, which delivers packets as fast as they are taken; or
+    one of ``devices`` (as DPDK has them, "net_af_packet0,iface=veth0") if there are any.  The vhost-user ports come
+    after them; each waits for a guest (:mod:`hotupgrade.vswitch.guest`) that listens at its socket.  With the default
+    rules each pair of ports of one kind forwards to one another.
     """
 
     ports: int = 2
+    devices: tuple[str, ...] = ()
+    network_of: int | None = None  # a process in whose network namespace it runs; None: in one of its own
     vhost_ports: int = 0
     packet_size: int = 64
     pmd_cores: tuple[int, ...] = ()  # empty: the last core that this process may use
@@ -239,6 +242,23 @@ class Switch:
         self._resources.close()
         self._daemon = self._server = self._directory = None
 
+    def end_daemon(self) -> None:
+        """End ovs-vswitchd in the orderly way, as ``ovs-ctl stop`` does.  The database goes on."""
+        assert self._daemon is not None
+        self.appctl("exit")
+        try:
+            self._daemon.wait(self.options.command_timeout)
+        except subprocess.TimeoutExpired:
+            raise NotNow(Reason("switch", "ovs-vswitchd", "ovs-vswitchd did not end when it was told to")) from None
+
+    def start_daemon(self, build: SwitchBuild | None = None) -> None:
+        """Start ovs-vswitchd again, of another build if one is given; returns when its ports are there."""
+        self.build = build or self.build
+        self._start_daemon()
+        sockets = [self.directory / f"{bridge}.mgmt" for bridge in self.bridges()]
+        wait_until(lambda: all(socket.exists() for socket in sockets), self.options.start_timeout, "the bridges")
+        self.check_interfaces()
+
     def _start(self) -> None:
         _remove_abandoned()
         self._directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORIES}{owner()}-"))
@@ -271,6 +291,8 @@ class Switch:
         words = []
         for number in range(1, self.options.ports + 1):
             device = f"net_null{number - 1},size={self.options.packet_size}"
+            if self.options.devices:
+                device = self.options.devices[number - 1]
             words += _port(f"null{number}", number, "type=dpdk", f'options:dpdk-devargs="{device}"')
         for port in range(1, self.options.vhost_ports + 1):
             path = f"options:vhost-server-path={self.vhost_socket(port)}"
@@ -314,7 +336,8 @@ class Switch:
         ]
         with (self.directory / f"{name}.out").open("wb") as output:
             environment = self.build.environment(self.directory)
-            process = spawn(command, environment, output, own_network=own_network)
+            network_of = self.options.network_of if own_network else None
+            process = spawn(command, environment, output, own_network=own_network, network_of=network_of)
         self._resources.callback(end, process)
         return process
 

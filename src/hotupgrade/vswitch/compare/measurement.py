@@ -1,0 +1,89 @@
+"""What two captures of one stream, before and behind the switch, say of an interruption.
+
+Buffers hide pauses, and senders stumble: so each packet has two times, and what was lost is known by number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hotupgrade.errors import HotUpgradeError
+from hotupgrade.vswitch.compare.packets import Seen
+
+MS, NS = 1e6, 1e9  # ns in a ms, and in a second
+LEAST = 100  # packets
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Times in ms, rates in packets per second.
+
+    ``gap_ms``: the longest time without a packet behind the switch, ``gap_at_ms`` where it began, after the event's
+    begin; ``sender_gap_ms``: the longest pause of the sender itself.  ``loss_ms``: what was lost in all of the window,
+    as time at the rate that was offered.  ``delay_ms``: median, 99th percentile and maximum of what packets took.
+    """
+
+    offered_pps: float
+    sent: int
+    received: int
+    lost: int
+    duplicated: int
+    loss_ms: float
+    gap_ms: float
+    gap_at_ms: float
+    sender_gap_ms: float
+    delay_ms: tuple[float, float, float]
+
+    @property
+    def break_ms(self) -> float:
+        """How long the traffic was interrupted: the longest time in which nothing came that should have."""
+        return max(self.gap_ms - 1000 / self.offered_pps, 0.0)
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self) | {"break_ms": self.break_ms}
+
+
+def measure(sent: Seen, received: Seen, event_ns: int) -> Measurement:
+    """Compare what went in with what came out, from the event on; what came before is the warming up.
+
+    Args:
+        sent: in the order of sending, each number once.
+        received: in the order of arrival.
+        event_ns: when the event began, in ns since the epoch.
+
+    Raises:
+        HotUpgradeError: too little was sent to say anything.
+    """
+    counted = sent.at_ns >= event_ns
+    numbers, sent_at = sent.number[counted], sent.at_ns[counted]
+    if len(numbers) < LEAST:
+        raise HotUpgradeError(f"only {len(numbers)} packets were sent from the event on: is the sender running?")
+    came, first = np.unique(received.number, return_index=True)
+    rows = np.searchsorted(came, numbers)
+    rows[rows == len(came)] = 0
+    arrived = came[rows] == numbers if len(came) else np.zeros(len(numbers), np.bool_)
+    arrivals = received.at_ns[first[rows[arrived]]] if len(came) else received.at_ns[:0]
+    offered = (len(numbers) - 1) / (int(sent_at[-1] - sent_at[0]) / NS)
+    lost = len(numbers) - int(arrived.sum())
+    # What never came is a gap, too: from the packet before the first, and up to the one after the last.
+    spacing = int(NS / offered)
+    edges = np.sort(np.concatenate([sent_at[:1] - spacing, arrivals, sent_at[-1:] + spacing]))
+    gaps = np.diff(edges)
+    longest = int(np.argmax(gaps))
+    delays = (arrivals - sent_at[arrived]) / MS
+    spread = np.percentile(delays, [50, 99, 100]).tolist() if len(delays) else [0.0, 0.0, 0.0]
+    return Measurement(
+        offered_pps=offered,
+        sent=len(numbers),
+        received=len(numbers) - lost,
+        lost=lost,
+        duplicated=len(received.number) - len(came),
+        loss_ms=lost / offered * 1000,
+        gap_ms=float(gaps[longest]) / MS,
+        gap_at_ms=(int(edges[longest]) - event_ns) / MS,
+        sender_gap_ms=float(np.diff(sent_at).max()) / MS,
+        delay_ms=(spread[0], spread[1], spread[2]),
+    )
