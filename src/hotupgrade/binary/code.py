@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hotupgrade.binary.build import Build
 
 Addresses = npt.NDArray[np.int64]
+_BRANCHES = (Form.JUMP, Form.BRANCH, Form.SHORT)
 MIN_TABLE = 2  # entries: a shorter switch is compiled to comparisons
 MIN_TEXT = 4  # characters: what is shorter may be a number that looks like a text
 
@@ -93,10 +94,16 @@ def read_code(build: Build, records: Table | None) -> CodeFacts:
 
 
 def _leaves_function(build: Build, found: CodeReferences) -> Flags:
-    """Operands that name a place inside their own function move with it, but for a ``lea`` of its very start."""
+    """Operands that name a place inside their own function move with it, but for a ``lea`` of its very start.
+
+    So do branches to its end, unless that is the start of something: clang -O0 has them behind calls that never return.
+    """
     target = found.target.astype(np.int64)
     start = build.entities.address[found.function].astype(np.int64)
-    inside = (target >= start) & (target < start + build.extent[found.function])
+    stop = start + build.extent[found.function]
+    inside = (target >= start) & (target < stop)
+    at_end = np.flatnonzero((target == stop) & np.isin(found.form, _BRANCHES))
+    inside[at_end] = build.row_spans.find(target[at_end]) < 0
     keep: Flags = ~inside | ((found.form == Form.LEA) & (target == start))
     return keep
 

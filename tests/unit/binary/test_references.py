@@ -166,6 +166,33 @@ def test_a_short_jump_to_a_neighbour_is_a_reference_of_one_byte(compiler: Compil
     assert targets(build, "second") == {("SHORT", "first")}
 
 
+@pytest.mark.parametrize("padding", [".p2align 4", ""], ids=["padding", "neighbour"])
+def test_a_branch_to_the_own_end_stays_within(compiler: Compiler, padding: str) -> None:
+    """Behind a call that never returns, clang -O0 jumps to where nothing is; but a neighbour may begin there."""
+    text = f"""
+    .globl f, g
+    .type f, @function
+f:  test %edi, %edi
+    je 1f
+    call abort@plt
+    .byte 0xe9
+    .long 1f - . - 4
+1:  .size f, . - f
+    .fill 3, 1, 0xcc
+    {padding}
+    .type g, @function
+g:  ret
+    .size g, . - g
+    .section .note.GNU-stack
+"""
+    build = compiler.build({"module.s": text if padding else text.replace(".fill 3, 1, 0xcc", "")})
+    references = build.references
+    ours = references.function == build.by_name["f"]
+    targets = zip(references.target_kind[ours].tolist(), references.entity[ours].tolist(), strict=True)
+    leaving = [(kind, row) for kind, row in targets if kind != TargetKind.PLT]
+    assert leaving == ([] if padding else 2 * [(TargetKind.ENTITY, build.by_name["g"])])
+
+
 def test_calls_take_no_address(compiler: Compiler) -> None:
     build = compiler.build(EVERYTHING)
     taken = {name for name, flag in zip(build.entities.names, build.taken.tolist(), strict=True) if flag}
