@@ -28,8 +28,9 @@ class Initial:
 
     @cached_property
     def variables(self) -> dict[int, Variable]:
-        """What debug information says of the objects, by row."""
-        return {row: variables[0] for row, variables in variables_of(self.build).items()}
+        """What debug information says of the objects, by row; nothing of parts, which are not laid out as it says."""
+        found = variables_of(self.build).items()
+        return {row: variables[0] for row, variables in found if not variables[0].part}
 
     def words(self, row: int) -> dict[int, str]:
         """Offset → what the pointer there names, for the words of an object that the loader fills in."""

@@ -352,7 +352,10 @@ class _Texts:
 
 
 def _texts(build: Build) -> dict[int, frozenset[str]]:
-    return {row: frozenset(v.text for v in variables) for row, variables in variables_of(build).items()}
+    return {
+        row: frozenset(f"{v.text} {v.part}".rstrip() for v in variables)
+        for row, variables in variables_of(build).items()
+    }
 
 
 def _either(texts: frozenset[str]) -> str:

@@ -138,6 +138,7 @@ class Op:
     CONST8U = 0x0E
     CONSTU = 0x10
     PLUS_UCONST = 0x23
+    PIECE = 0x93
     FORM_TLS_ADDRESS = 0x9B
     ADDRX = 0xA1
     CONSTX = 0xA2

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hotupgrade.binary.debug.constants import At, Tag
 from hotupgrade.binary.debug.describe import function_name, name_of, origin, type_of
 from hotupgrade.binary.debug.model import SHORTENED, names_in
-from hotupgrade.binary.debug.read import STUMBLES, function_around, static_place
+from hotupgrade.binary.debug.read import STUMBLES, function_around, static_places
 from hotupgrade.binary.debug.sections import Sections, Supplement, Unusable
 from hotupgrade.binary.debug.units import Entry, Units
 from hotupgrade.binary.model import Section
@@ -88,7 +88,7 @@ def _add(mentions: Mentions, entry: Entry, name: str, text: str) -> None:
 def _is_static(entry: Entry) -> bool:
     """A variable of a function that does not live on its stack."""
     location = entry.values.get(At.LOCATION)
-    fixed = isinstance(location, bytes) and static_place(entry, location) is not None
+    fixed = isinstance(location, bytes) and bool(static_places(entry, location))
     return fixed or At.EXTERNAL in entry.values or At.DECLARATION in entry.values
 
 

@@ -50,6 +50,8 @@ class Variable(msgspec.Struct, frozen=True, array_like=True):
     """A variable with a fixed place.
 
     ``address`` is a vaddr, or the offset in the thread-local block; ``scope`` is the function that it is local to.
+    ``part`` is "" for all of it as its type says.  LLVM keeps members of a static structure apart ("[8:16]": those
+    bytes of it), and in one byte what only ever has two values ("as …": the expression that gives the value).
     """
 
     address: int
@@ -58,6 +60,7 @@ class Variable(msgspec.Struct, frozen=True, array_like=True):
     scope: str
     file: str
     text: str
+    part: str = ""
 
 
 class Debug(msgspec.Struct, frozen=True):

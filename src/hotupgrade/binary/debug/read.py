@@ -31,6 +31,7 @@ _LOOKED_AT = frozenset(
     (Tag.VARIABLE, Tag.SUBPROGRAM, Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION, Tag.TYPEDEF)
 )
 _TOP = (Tag.COMPILE_UNIT, Tag.PARTIAL_UNIT)
+_LITERALS = {Op.ADDR: 8, Op.CONST4U: 4, Op.CONST8U: 8}  # bytes that follow
 _TLS_OPERATIONS = (Op.FORM_TLS_ADDRESS, Op.GNU_PUSH_TLS_ADDRESS)
 
 
@@ -120,8 +121,8 @@ class _Reader:
         location = entry.values.get(At.LOCATION)
         if not isinstance(location, bytes):
             return
-        place = static_place(entry, location)
-        if place is None:
+        places = static_places(entry, location)
+        if not places:
             return
         source = origin(entry)
         typed = entry if At.TYPE in entry.values else source
@@ -130,7 +131,9 @@ class _Reader:
         alignment = entry.number(At.ALIGNMENT) or source.number(At.ALIGNMENT)
         if alignment:
             text += f" aligned({alignment})"
-        self._variables[Variable(*place, source.name, function_around(source), file, text)] = None
+        scope = function_around(source)
+        for address, thread_local, part in places:
+            self._variables[Variable(address, thread_local, source.name, scope, file, text, part)] = None
 
     def _add_function(self, entry: Entry, file: str) -> None:
         here = At.LOW_PC in entry.values or At.RANGES in entry.values or At.INLINE in entry.values
@@ -157,22 +160,40 @@ def _with_result(entry: Entry, declaration: Entry) -> str:
     return prototype(entry).rpartition(" -> ")[0] + " -> " + type_of(declaration)
 
 
-def static_place(entry: Entry, location: bytes) -> tuple[int, bool] | None:
-    """(address, whether thread-local) of a variable with a fixed place."""
-    if not location:
+def static_places(entry: Entry, location: bytes) -> list[tuple[int, bool, str]]:
+    """(address, whether thread-local, part) of a variable with fixed places; see :class:`Variable`."""
+    found: list[tuple[int, bool, str]] = []
+    at = begin = 0
+    while at < len(location):
+        place = _place_at(entry, location, at)
+        address, thread_local, at = place or (0, False, at)
+        if at < len(location) and location[at] == Op.PIECE:
+            size, at = unsigned(location, at + 1)
+            if place:
+                found.append((address, thread_local, f"[{begin}:{begin + size}]"))
+            begin += size
+            continue
+        if place:
+            rest = f"as {location[at:].hex()}" if at < len(location) else ""
+            found.append((address, thread_local, f"[{begin}:] {rest}" if begin else rest))
+        break
+    return found
+
+
+def _place_at(entry: Entry, location: bytes, at: int) -> tuple[int, bool, int] | None:
+    """(address, whether thread-local, where that is said) if an expression goes on with a fixed place."""
+    operation = location[at]
+    if operation in _LITERALS:
+        end = at + 1 + _LITERALS[operation]
+        number = int.from_bytes(location[at + 1 : end], "little")
+    elif operation in (Op.ADDRX, Op.CONSTX):
+        index, end = unsigned(location, at + 1)
+        number = entry.unit.indexed_address(index)
+    else:
         return None
-    operation = location[0]
-    if operation == Op.ADDR and len(location) == 9:
-        return int.from_bytes(location[1:9], "little"), False
-    if operation in (Op.CONST8U, Op.CONST4U) and location[-1] in _TLS_OPERATIONS:
-        return int.from_bytes(location[1:-1], "little"), True
-    if operation in (Op.ADDRX, Op.CONSTX):
-        index, end = unsigned(location, 1)
-        if operation == Op.ADDRX and end == len(location):
-            return entry.unit.indexed_address(index), False
-        if operation == Op.CONSTX and location[-1] in _TLS_OPERATIONS:
-            return entry.unit.indexed_address(index), True
-    return None
+    if operation in (Op.ADDR, Op.ADDRX):
+        return (number, False, end) if end <= len(location) else None
+    return (number, True, end + 1) if end < len(location) and location[end] in _TLS_OPERATIONS else None
 
 
 def function_around(entry: Entry) -> str:
