@@ -26,6 +26,7 @@ from hotupgrade.plan.lifetimes import short_lived
 from hotupgrade.plan.scopes import variables_of
 
 _START_FILES = ("crtstuff.c",)
+_MERGED = ("<artificial>", "ld-temp.o")  # what gcc and LLVM call all that was optimised at link time
 
 # What the linker takes from libc_nonshared.a and libgcc.a knows no types of the program.
 _TOOLCHAIN = re.compile(r"__.*|atexit|at_quick_exit|pthread_atfork")
@@ -115,7 +116,7 @@ def _uncovered(build: Build, functions: Flags) -> list[str]:
 def _known_file(build: Build, row: int) -> bool:
     """Whether the file of a local variable has debug information; of a global one it is not known."""
     file = build.entities.files[row].rsplit("/", 1)[-1]
-    return not file or file in build.debug.files or file in _START_FILES or file.startswith("<artificial>")
+    return not file or file in build.debug.files or file in _START_FILES or file.startswith(_MERGED)
 
 
 # Types with a name

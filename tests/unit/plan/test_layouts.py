@@ -246,6 +246,17 @@ def test_another_name_for_the_same(compiler: Compiler) -> None:
 SECRET = "struct secret { int x; } *kept; int bare(struct secret *s) { kept = s;"
 
 
+@pytest.mark.parametrize("flags", [("-flto", "-fuse-ld=lld"), ("-flto=thin", "-fuse-ld=lld")], ids=["full", "thin"])
+def test_what_was_optimised_at_link_time(compiler: Compiler, flags: tuple[str, ...]) -> None:
+    """The linker names one file for all, which no debug information knows."""
+    texts = ({"a.c": STATEFUL % version, "b.c": "long other(long x) { return x * 3; }\n"} for version in (1, 2))
+    old, new = (Build.open(compiler.file(text, "-g", *flags, driver="clang")) for text in texts)
+    assert judge(old, new)[0] == {}
+
+
+STATEFUL = "static long total; long other(long); long add(long x) { return total += other(x) * %d; }\n"
+
+
 def test_a_part_without_debug_information(compiler: Compiler, tmp_path: Path) -> None:
     """An object of a static library, perhaps: its types are nobody's knowledge, but who asks if it did not change?"""
 
