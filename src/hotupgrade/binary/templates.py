@@ -3,7 +3,8 @@
 ``const char *words[] = {"one", "two", ...};`` within a function is filled from a template without a name.  In
 position-independent code its words need the loader, and gcc puts it into .data, where variables are.  That nobody
 writes there is proven by use: every place that leads into the gap between two named objects takes the address as the
-source of a ``rep movs``, and for nothing else, or is the end of a loop over the object before the gap.
+source of a ``rep movs`` or of ``memcpy()``, and for nothing else; or it is the end of a loop over the object before the
+gap, and nothing but compared with.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from iced_x86 import Code, Decoder, Instruction, InstructionInfoFactory, Register
+from iced_x86 import Code, Decoder, FlowControl, Instruction, InstructionInfoFactory, Register
 
 from hotupgrade.binary.elf import SHF_ALLOC, SHF_EXECINSTR, SHF_TLS, SHF_WRITE, SectionType
 from hotupgrade.binary.model import Flags, Form, Kind
+from hotupgrade.binary.pointers import Taken, is_end
 from hotupgrade.binary.references import CodeReferences
 from hotupgrade.binary.relocations import GOT_SECTIONS
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 Addresses = npt.NDArray[np.int64]
 
 COPIES = frozenset((Code.MOVSB_M8_M8, Code.MOVSW_M16_M16, Code.MOVSD_M32_M32, Code.MOVSQ_M64_M64))
+FUNCTIONS = ("memcpy", "memmove", "__memcpy_chk", "__memmove_chk")
 SOURCE = (Register.RSI, Register.ESI, Register.SI, Register.SIL)
 LEA_RSI = b"\x48\x8d\x35"
 LOOK_AHEAD = 16  # instructions; a compiler puts few between the two
@@ -76,7 +79,7 @@ def _in_variables(build: Build, target: Addresses) -> Flags:
 
 
 def _is_source(build: Build, found: CodeReferences, index: int) -> bool:
-    """A ``lea`` into rsi that a ``rep movs`` behind it uses, and before that nothing."""
+    """A ``lea`` into rsi that a ``rep movs`` or a call of ``memcpy()`` behind it uses, and before that nothing."""
     position, following = int(found.position[index]), int(found.following[index])
     if found.form[index] != Form.LEA or build.read(position - 3, 3) != LEA_RSI:
         return False
@@ -86,6 +89,8 @@ def _is_source(build: Build, found: CodeReferences, index: int) -> bool:
     for instruction, _ in zip(code, range(LOOK_AHEAD), strict=False):
         if instruction.code in COPIES:
             return instruction.has_rep_prefix
+        if _copied_by(build, instruction) in FUNCTIONS:
+            return True
         if _leaves(instruction) or any(
             used.register in SOURCE for used in information.info(instruction).used_registers()
         ):
@@ -93,16 +98,35 @@ def _is_source(build: Build, found: CodeReferences, index: int) -> bool:
     return False
 
 
+def _copied_by(build: Build, instruction: Instruction) -> str:
+    """The function of another module that is called; "" for everything else."""
+    slot: int | None = None
+    if instruction.flow_control == FlowControl.CALL:
+        slot = build.plt_slot.get(instruction.near_branch_target)
+    elif instruction.flow_control == FlowControl.INDIRECT_CALL and instruction.is_ip_rel_memory_operand:
+        slot = build.slot_at(instruction.ip_rel_memory_address)
+    return "" if slot is None else build.slots[slot].symbol
+
+
 def _is_end(build: Build, found: CodeReferences, index: int, low: int) -> bool:
-    """Where a loop over the object before the gap ends: at ``low``, or at some field of the row that would follow."""
+    """Where a loop over the object before the gap ends: at ``low``, or at some field of the row that would follow.
+
+    An address that the function uses otherwise may be that of a variable without a name, or of a template that is
+    copied in another way.
+    """
+    if found.form[index] != Form.LEA:
+        return False
     entities = build.entities
-    before = np.flatnonzero(
-        (entities.address + entities.size == low) & (entities.size > 0) & (entities.kind != Kind.TLS)
-    )
-    targets = found.target[found.function == found.function[index]].astype(np.int64)
-    return found.form[index] == Form.LEA and any(
-        int(found.target[index]) - low < size and bool(((targets >= start) & (targets < low)).any())
-        for start, size in zip(entities.address[before].tolist(), entities.size[before].tolist(), strict=True)
+    before = (entities.address + entities.size == low) & (entities.size > 0) & (entities.kind != Kind.TLS)
+    function, beyond = int(found.function[index]), int(found.target[index]) - low
+    targets = found.target[found.function == function].astype(np.int64)
+    start, extent = int(entities.address[function]), int(build.extent[function])
+    position, following = int(found.position[index]), int(found.following[index])
+    return any(
+        beyond < size
+        and bool(((targets >= first) & (targets < low)).any())
+        and is_end(build.image, Taken(start, start + extent, position, following, first + beyond, unnamed=False))
+        for first, size in zip(entities.address[before].tolist(), entities.size[before].tolist(), strict=True)
     )
 
 

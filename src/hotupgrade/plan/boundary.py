@@ -7,35 +7,21 @@ image) the wrong answer sends a loop past the end of its table, so the code is a
 from __future__ import annotations
 
 import dataclasses
-import enum
 from dataclasses import dataclass
 
-import iced_x86
 import numpy as np
 import numpy.typing as npt
-from iced_x86 import FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import I32, I64, THREAD_LOCAL_FORMS, Flags, Form, Kind, References, TargetKind
+from hotupgrade.binary.pointers import Meaning, Taken, is_end, meaning_of
 from hotupgrade.binary.relocations import Relocation
+from hotupgrade.binary.symbols import LOADER_SECTION_TYPES, LOADER_SECTIONS
 from hotupgrade.plan.homes import NEW, Homes
 
 Indices = npt.NDArray[np.intp]
 
-_FAR = 400  # instructions to follow a pointer
 _LARGEST_ROW = 4096  # bytes: no field of a table's first row lies further from its start
-_STEP_BEFORE = 4  # instructions between the step of a loop and its test
-_ARGUMENTS = frozenset((Register.RDI, Register.RSI, Register.RDX, Register.RCX, Register.R8, Register.R9))
-_CLOBBERED = _ARGUMENTS | {Register.RAX, Register.R10, Register.R11}
-_READS = (OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
-_WRITES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
-
-
-class Meaning(enum.Enum):
-    START = enum.auto()  # of what begins there
-    END = enum.auto()  # of the object that ends there
-    PASSED = enum.auto()  # to a function: of what begins there, unless something else is known (registers may be stale)
-    UNCLEAR = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +56,17 @@ def settle(build: Build, homes: Homes, functions: Flags) -> tuple[References, tu
 
 
 def end_pointers(build: Build) -> Indices:
-    """References to otherwise unknown places that are the end of an object which the same function uses."""
+    """References to otherwise unknown places that are certainly the end of an object which the same function uses."""
     every = build.references
     unknown = (every.target_kind == TargetKind.UNKNOWN) & (every.function >= 0)
     functions = np.zeros(len(build.entities), dtype=np.bool_)
     functions[every.function[unknown]] = True
-    candidates, _, _ = _candidates(build, functions)
-    found: Indices = candidates[unknown[candidates]]
-    return found
+    found = [
+        index
+        for index, ending, offset in zip(*(column.tolist() for column in _candidates(build, functions)), strict=True)
+        if unknown[index] and _is_end(build, index, ending, offset)
+    ]
+    return np.array(found, dtype=np.intp)
 
 
 def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32, I64]:
@@ -153,11 +142,45 @@ def _part(build: Build, homes: Homes, index: int, ending: int, offset: int) -> b
 
 def _meaning(build: Build, index: int, ending: int, offset: int) -> Meaning:
     if build.references.target_kind[index] == TargetKind.UNKNOWN:
-        return Meaning.END  # nothing else is there
-    meaning = _Follower(build, index, ending, offset).follow()
+        return Meaning.END if _is_end(build, index, ending, offset) else Meaning.START  # of something unknown
+    meaning = meaning_of(build.image, _taken(build, index, ending, offset))
     if meaning is Meaning.UNCLEAR and _is_only_use(build, index):
         return Meaning.START
     return meaning
+
+
+def _is_end(build: Build, index: int, ending: int, offset: int) -> bool:
+    """Of a place that has no name, in writable memory: nothing is there, or the code shows that it means the end."""
+    vaddr = int(build.references.target[index])
+    nothing = _is_the_loaders(build, vaddr) or _is_padding(build, vaddr)
+    return nothing or is_end(build.image, _taken(build, index, ending, offset))
+
+
+def _taken(build: Build, index: int, ending: int, offset: int) -> Taken:
+    every, row = build.references, int(build.references.function[index])
+    low = int(build.entities.address[row])
+    return Taken(
+        low,
+        low + int(build.extent[row]),
+        int(every.position[index]),
+        int(every.following[index]),
+        int(build.entities.address[ending]) + offset,
+        every.target_kind[index] == TargetKind.ANONYMOUS,
+    )
+
+
+def _is_the_loaders(build: Build, vaddr: int) -> bool:
+    """Whether a section without anything of the program's begins there, or none."""
+    section = build.section_at(vaddr)
+    return section is None or section.name in LOADER_SECTIONS or section.type in LOADER_SECTION_TYPES
+
+
+def _is_padding(build: Build, vaddr: int) -> bool:
+    """Whether nothing but zeros lies between here and what comes next, and no more than its alignment explains."""
+    bounds = build.boundaries
+    place = int(np.searchsorted(bounds, vaddr, side="right"))
+    following = int(bounds[place]) if place < len(bounds) else vaddr
+    return following - vaddr < following & -following and not any(build.read(vaddr, following - vaddr))
 
 
 def _is_only_use(build: Build, index: int) -> bool:
@@ -179,166 +202,3 @@ def _is_only_use(build: Build, index: int) -> bool:
     pointers = np.isin(relocations.type, (Relocation.RELATIVE, Relocation.IRELATIVE)) & (relocations.addend == vaddr)
     uses = (every.target == vaddr) & ~np.isin(every.form, THREAD_LOCAL_FORMS)
     return int(uses.sum()) == 1 and not pointers.any()
-
-
-@dataclass(frozen=True)
-class _Path:
-    """Code to be looked at, and what registers hold when it begins."""
-
-    vaddr: int
-    holders: frozenset[int]  # the address in question
-    starts: frozenset[int]  # the start of the object that ends there
-    stepped: frozenset[int]  # something that was added to a moment ago
-
-
-class _Follower:
-    """Follows a pointer from the ``lea`` that makes it to the uses that tell what it points to, on all paths."""
-
-    def __init__(self, build: Build, index: int, ending: int, offset: int = 0) -> None:
-        every = build.references
-        self._build = build
-        self._index = index
-        self._first = int(build.entities.address[ending]) + offset
-        self._unnamed = every.target_kind[index] == TargetKind.ANONYMOUS
-        row = int(every.function[index])
-        self._low = int(build.entities.address[row])
-        self._high = self._low + int(build.extent[row])
-        self._info = iced_x86.InstructionInfoFactory()
-        self._holders: set[int] = set()
-        self._starts: set[int] = set()
-        self._steps: list[set[int]] = []
-        self._paths: list[_Path] = []
-
-    def follow(self) -> Meaning:
-        every = self._build.references
-        position, start = int(every.position[self._index]), int(every.following[self._index])
-        self._find_starts(position)
-        holder = self._destination(position, start)
-        self._paths = [_Path(start, frozenset({holder}), frozenset(self._starts), frozenset())]
-        seen: set[_Path] = set()
-        meanings: set[Meaning] = set()
-        budget = _FAR
-        while self._paths and budget > 0:
-            path = self._paths.pop()
-            if path in seen or not path.holders:
-                continue
-            seen.add(path)
-            meaning, looked_at = self._walk(path, budget)
-            budget -= looked_at
-            meanings.add(meaning)
-        if sure := meanings & {Meaning.START, Meaning.END}:
-            return sure.pop() if len(sure) == 1 else Meaning.UNCLEAR
-        return Meaning.START if Meaning.PASSED in meanings else Meaning.UNCLEAR
-
-    def _walk(self, path: _Path, budget: int) -> tuple[Meaning, int]:
-        """One path to its first telling use or to its end; branches off are left in ``_paths``."""
-        self._holders, self._starts, self._steps = set(path.holders), set(path.starts), [set(path.stepped)]
-        count = 0
-        for count, instruction in enumerate(self._decoder(path.vaddr), 1):
-            if count > budget or not self._holders:
-                break
-            if (meaning := self._use(instruction)) is not None:
-                return meaning, count
-            self._track_starts(instruction)
-            self._track_steps(instruction)
-            if self._branches(instruction):
-                break
-        return Meaning.UNCLEAR, count
-
-    def _branches(self, instruction: Instruction) -> bool:
-        """Takes note of where a branch leads; whether the code behind it is not reached."""
-        flow = instruction.flow_control
-        if flow in (FlowControl.UNCONDITIONAL_BRANCH, FlowControl.CONDITIONAL_BRANCH) and not self._leaves(instruction):
-            stepped = frozenset().union(*self._steps)
-            target = instruction.near_branch_target
-            self._paths.append(_Path(target, frozenset(self._holders), frozenset(self._starts), stepped))
-        return flow in (FlowControl.UNCONDITIONAL_BRANCH, FlowControl.RETURN, FlowControl.INDIRECT_BRANCH)
-
-    def _decoder(self, vaddr: int) -> iced_x86.Decoder:
-        inside = self._low <= vaddr < self._high
-        code = self._build.read(vaddr, self._high - vaddr) if inside else b""
-        return iced_x86.Decoder(64, code, ip=vaddr)
-
-    def _destination(self, position: int, following: int) -> int:
-        """The register that ``lea disp32(%rip), reg`` writes."""
-        code = self._build.read(position - 3, following - position + 3)
-        instruction = iced_x86.Decoder(64, code, ip=position - 3).decode()
-        return _full(instruction.op0_register)
-
-    def _use(self, instruction: Instruction) -> Meaning | None:
-        """What this instruction says of the pointer; None if nothing yet.  Keeps track of who holds it."""
-        in_base = _full(instruction.memory_base) in self._holders
-        in_index = _full(instruction.memory_index) in self._holders
-        if in_base or in_index:
-            return self._dereferenced(instruction, in_index)
-        calls = instruction.flow_control in (FlowControl.CALL, FlowControl.INDIRECT_CALL)
-        if calls or (instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH and self._leaves(instruction)):
-            return self._passed()
-        reads = self._registers(instruction, _READS) & self._holders
-        if instruction.mnemonic in (Mnemonic.CMP, Mnemonic.SUB) and reads:
-            return self._compared(instruction)
-        if instruction.mnemonic == Mnemonic.MOV and reads and instruction.op0_kind == OpKind.REGISTER:
-            self._holders.add(_full(instruction.op0_register))
-            return None
-        if reads:
-            return Meaning.UNCLEAR
-        self._holders -= self._registers(instruction, _WRITES)
-        return None
-
-    def _dereferenced(self, instruction: Instruction, in_index: bool) -> Meaning:
-        """Nothing may be read at the end of an object; with an index, only a switch table is told for sure."""
-        forward = instruction.memory_displacement < 1 << 63
-        indexed = in_index or instruction.memory_index != Register.NONE
-        if not indexed and forward:
-            return Meaning.START
-        if instruction.mnemonic == Mnemonic.MOVSXD and instruction.memory_index_scale == 4 and self._unnamed:
-            return Meaning.START
-        return Meaning.UNCLEAR
-
-    def _passed(self) -> Meaning | None:
-        """A call: an object is passed, unless the start of the other object is passed too, as a range."""
-        if self._holders & _ARGUMENTS:
-            return Meaning.UNCLEAR if self._starts & _ARGUMENTS else Meaning.PASSED
-        self._holders -= _CLOBBERED
-        return None
-
-    def _find_starts(self, position: int) -> None:
-        """Which registers hold the start of the object when the address is made; branches are not looked at."""
-        for instruction in self._decoder(self._low):
-            if instruction.next_ip > position:
-                return
-            self._track_starts(instruction)
-
-    def _track_starts(self, instruction: Instruction) -> None:
-        written = self._registers(instruction, _WRITES)
-        if instruction.mnemonic == Mnemonic.LEA and instruction.is_ip_rel_memory_operand:
-            starts = instruction.ip_rel_memory_address == self._first
-        else:
-            copied = instruction.op1_kind == OpKind.REGISTER and _full(instruction.op1_register) in self._starts
-            starts = instruction.mnemonic == Mnemonic.MOV and copied
-        if instruction.flow_control in (FlowControl.CALL, FlowControl.INDIRECT_CALL):
-            written |= _CLOBBERED
-        self._starts = self._starts | written if starts else self._starts - written
-
-    def _track_steps(self, instruction: Instruction) -> None:
-        steps = instruction.mnemonic in (Mnemonic.ADD, Mnemonic.LEA) and instruction.op0_kind == OpKind.REGISTER
-        self._steps = [*self._steps[1 - _STEP_BEFORE :], {_full(instruction.op0_register)} if steps else set()]
-
-    def _compared(self, instruction: Instruction) -> Meaning | None:
-        """The test of a loop, or of an identity.  Unnamed data have none."""
-        others = self._registers(instruction, _READS) - self._holders
-        if self._unnamed or others & set().union(*self._steps):
-            return Meaning.END
-        return None if instruction.mnemonic == Mnemonic.CMP else Meaning.UNCLEAR
-
-    def _leaves(self, instruction: Instruction) -> bool:
-        return not self._low <= instruction.near_branch_target < self._high
-
-    def _registers(self, instruction: Instruction, accesses: tuple[int, ...]) -> set[int]:
-        return {
-            _full(used.register) for used in self._info.info(instruction).used_registers() if used.access in accesses
-        }
-
-
-def _full(register: int) -> int:
-    return int(iced_x86.RegisterExt.full_register(register)) if register else 0  # type: ignore[arg-type]

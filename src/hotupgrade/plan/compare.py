@@ -11,6 +11,7 @@ import numpy as np
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.model import I32, THREAD_LOCAL_FORMS, Flags, Form, Kind, Segment, TargetKind
 from hotupgrade.errors import Reason
+from hotupgrade.plan.boundary import end_pointers
 from hotupgrade.plan.copies import of_undefined_instructions
 from hotupgrade.plan.entries import has_room
 from hotupgrade.plan.match import Match, Scopes, match
@@ -147,11 +148,21 @@ def _equal_references(meaning: Meaning, old_shapes: Shapes, new_shapes: Shapes, 
     ours = old_target - old.following[pairs.old].astype(np.int64)
     theirs = new_target - new.following[pairs.new].astype(np.int64)
     equal[unknown[number]] = (ours == theirs)[unknown[number]]
-    for i in unknown[~number].tolist():
-        equal[i] = meaning.same_neighbour(int(old_target[i]), int(new_target[i]))
+    unknown = unknown[~number]
+    ends = _ends(meaning.old, pairs.old[unknown]) & _ends(meaning.new, pairs.new[unknown])
+    for i, is_end in zip(unknown.tolist(), ends.tolist(), strict=True):
+        places = int(old_target[i]), int(new_target[i])
+        # What lies behind the end of an object is no matter; elsewhere it may be a constant that changed.
+        equal[i] = meaning.same_neighbour(*places) and (is_end or meaning.same_data(*places, 0))
     for i in np.flatnonzero(~equal & (old.form[pairs.old] == Form.LEA)).tolist():
         equal[i] = meaning.same_mark(int(old_target[i]), int(new_target[i]), int(new.function[pairs.new[i]]))
     return equal
+
+
+def _ends(build: Build, indices: Indices) -> Flags:
+    """Which references take an address only to compare with it, as the end of an object."""
+    flags: Flags = np.isin(indices, end_pointers(build)) if len(indices) else np.zeros(0, np.bool_)
+    return flags
 
 
 def _check_once(equal: Flags, chosen: Flags, first: I32, second: I32, test: Callable[[int, int], bool]) -> None:

@@ -173,7 +173,7 @@ class Meaning:
             return delta == new - int(self.new.entities.address[theirs]) and self.same_row(ours, theirs)
         if self._is_constant_data(self.old, old) and self._is_constant_data(self.new, new):
             return self.same_data(old, new, depth)
-        return self.same_neighbour(old, new)
+        return self.same_neighbour(old, new) and self.same_data(old, new, depth)
 
     @staticmethod
     def _is_constant_data(build: Build, vaddr: int) -> bool:
@@ -184,7 +184,10 @@ class Meaning:
         return not section.flags & 1 or (low <= section.vaddr and section.vaddr + section.size <= high)
 
     def same_neighbour(self, old: int, new: int) -> bool:
-        """An unnamed place in writable memory: the same distance behind the same name, in the same section."""
+        """An unnamed place in writable memory: the same distance behind the same name, in the same section.
+
+        What lies there is another question.
+        """
         if (place := _in_nameless_section(self.old, old)) is not None:
             return place == _in_nameless_section(self.new, new) and self.same_data(old, new, 0)
         ours, theirs = _preceding(self.old, old), _preceding(self.new, new)
