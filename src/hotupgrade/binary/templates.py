@@ -4,7 +4,7 @@
 position-independent code its words need the loader, and gcc puts it into .data, where variables are.  That nobody
 writes there is proven by use: every place that leads into the gap between two named objects takes the address as the
 source of a ``rep movs`` or of ``memcpy()``, and for nothing else; or it is the end of a loop over the object before the
-gap, and nothing but compared with.
+gap, and nothing but compared with.  Code without a name must not lead there at all.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ Addresses = npt.NDArray[np.int64]
 COPIES = frozenset((Code.MOVSB_M8_M8, Code.MOVSW_M16_M16, Code.MOVSD_M32_M32, Code.MOVSQ_M64_M64))
 FUNCTIONS = ("memcpy", "memmove", "__memcpy_chk", "__memmove_chk")
 SOURCE = (Register.RSI, Register.ESI, Register.SI, Register.SIL)
+IMMEDIATES = (0, 1, 2, 4)  # bytes of an instruction behind the displacement
 LEA_RSI = b"\x48\x8d\x35"
 LOOK_AHEAD = 16  # instructions; a compiler puts few between the two
 
@@ -47,6 +48,7 @@ def template_uses(build: Build, found: CodeReferences, unnamed: Flags, pointed: 
     gap = np.searchsorted(edges, target[candidates], side="right")
     led_to = pointed[~np.isin(pointed, build.entities.address)]  # some have no size, such as __dso_handle
     spoiled = set(np.searchsorted(edges, led_to, side="right").tolist())
+    spoiled |= _gaps_in_nameless_code(build, edges, np.unique(gap))
     for place, index in zip(gap.tolist(), candidates.tolist(), strict=True):
         chosen[index] = place not in spoiled and _is_source(build, found, index)
         if not chosen[index] and not _is_end(build, found, index, int(edges[place - 1])):
@@ -61,6 +63,29 @@ def _edges(build: Build) -> Addresses:
     named = entities.kind != Kind.TLS
     start = entities.address[named].astype(np.int64)
     return np.unique(np.concatenate([start, start + entities.size[named].astype(np.int64)]))
+
+
+def _gaps_in_nameless_code(build: Build, edges: Addresses, gaps: npt.NDArray[np.intp]) -> set[int]:
+    """Which gaps may be led to by code that has no name, and so is no function of ours.
+
+    Any four bytes of it count as a displacement, with whatever immediate operand behind them.
+    """
+    spans = build.function_spans
+    found: set[int] = set()
+    for section in build.sections.values():
+        if not section.flags & SHF_EXECINSTR or section.type == SectionType.NOBITS:
+            continue
+        code = build.image[section.vaddr : section.vaddr + section.size]
+        named = np.zeros(len(code) + 1, np.int64)
+        for edge, step in ((spans.start, 1), (spans.stop, -1)):
+            np.add.at(named, np.clip(edge - section.vaddr, 0, len(code)), step)
+        at = np.flatnonzero(np.cumsum(named[:-1]) == 0)
+        at = at[at + 4 <= len(code)]
+        displacement = code[at[:, None] + np.arange(4)].copy().view("<i4")[:, 0].astype(np.int64)
+        for behind in IMMEDIATES:
+            places = np.searchsorted(edges, section.vaddr + at + 4 + behind + displacement, side="right")
+            found.update(places[np.isin(places, gaps)].tolist())
+    return found
 
 
 def _in_variables(build: Build, target: Addresses) -> Flags:

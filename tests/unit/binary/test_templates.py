@@ -104,3 +104,29 @@ def test_large_templates_are_copied_by_a_function(compiler: Compiler) -> None:
         build = compiler.build(source, *more)
         assert "memcpy" in {slot.symbol for slot in build.slots}
         assert kinds(build, "word") == {TargetKind.ANONYMOUS}
+
+
+def test_code_without_a_name_may_write(compiler: Compiler) -> None:
+    """What ``-x`` takes from the symbol table: a variable that is copied, and the function that changes it."""
+    source = """
+        struct numbers { long all[60]; };
+        long table[4] = {1, 2, 3, 4};
+        static struct numbers state = {{1, 2, 3}};
+        __attribute__((noinline)) static void put(struct numbers *to, long n) { to->all[n] = table[n & 3]; }
+        __attribute__((noinline)) static long chosen(struct numbers *of, long n) { return of->all[n]; }
+        __attribute__((noinline)) static void set(long n)
+        {
+            struct numbers *to = &state;
+            __asm__ volatile("" : "+r"(to));
+            put(to, n);
+        }
+        void change(long n) { set(n); }
+        long copies(long n) { struct numbers local = state; return chosen(&local, n); }
+    """
+    for flag, kind in (("-Wl,-x", TargetKind.UNKNOWN), ("-Wl,-O1", TargetKind.ENTITY)):
+        build = compiler.build(source, flag)
+        references = build.references
+        mine = references.function == build.entities.names.index("copies")
+        data = build.sections[".data"]
+        inside = (references.target >= data.vaddr) & (references.target < data.vaddr + data.size)
+        assert {TargetKind(int(found)) for found in references.target_kind[mine & inside]} == {kind}
