@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hotupgrade.binary.elf import SHF_ALLOC, SHF_EXECINSTR, SHF_TLS, SHF_WRITE, SectionType, Table
-from hotupgrade.binary.model import I32, I64, Entities, Flags, Form, Kind, References, TargetKind
+from hotupgrade.binary.model import I32, I64, U8, Entities, Flags, Form, Kind, References, TargetKind
 from hotupgrade.binary.references import CodeReferences, scan
 from hotupgrade.binary.relocations import GOT_SECTIONS, Relocation, relocation_target
 from hotupgrade.binary.templates import template_uses
@@ -114,6 +114,7 @@ def _classified(build: Build, found: CodeReferences, keep: Flags) -> References:
     unnamed = np.zeros(len(keep), np.bool_)
     unnamed[keep] = kind == TargetKind.UNKNOWN
     kind[template_uses(build, found, unnamed, data_targets(build))[keep]] = TargetKind.ANONYMOUS
+    _attribute_jumps_behind(build, found.form[keep], target, found.function[keep], (kind, entity, addend))
     return References(
         position=found.position[keep],
         following=found.following[keep],
@@ -124,6 +125,27 @@ def _classified(build: Build, found: CodeReferences, keep: Flags) -> References:
         entity=entity,
         addend=addend,
     )
+
+
+def _attribute_jumps_behind(
+    build: Build, form: U8, target: Addresses, function: I32, found: tuple[npt.NDArray[np.uint8], I32, I64]
+) -> None:
+    """Jumps to the very end of a function from its cold part.
+
+    They follow calls that the compiler has been told not to return from (``__builtin_unreachable()``), and are never
+    made.  They belong to that function, as all jumps between its parts do.
+    """
+    kind, entity, addend = found
+    jumps = np.flatnonzero((kind == TargetKind.UNKNOWN) & np.isin(form, _BRANCHES))
+    if not len(jumps):
+        return
+    row = build.function_spans.find(target[jumps] - 1)
+    row = np.where(row >= 0, row, 0)
+    end = build.entities.address[row].astype(np.int64) + build.extent[row]
+    family = _families(build.entities)
+    belongs = (end == target[jumps]) & (family[row] >= 0) & (family[row] == family[function[jumps]])
+    at, row = jumps[belongs], row[belongs]
+    kind[at], entity[at], addend[at] = TargetKind.ENTITY, row, build.extent[row]
 
 
 def classify(build: Build, target: Addresses) -> tuple[npt.NDArray[np.uint8], I32, I64]:

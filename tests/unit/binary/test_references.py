@@ -193,6 +193,40 @@ g:  ret
     assert leaving == ([] if padding else 2 * [(TargetKind.ENTITY, build.by_name["g"])])
 
 
+def test_a_jump_behind_its_own_function_belongs_to_it(compiler: Compiler) -> None:
+    """What gcc makes of a call that does not return: ``jmp`` to where the function has ended."""
+    text = """
+    .text
+    .globl f
+    .type f, @function
+    f: test %edi, %edi
+       je f.cold
+       call f
+    .Lend:
+    .size f, . - f
+       nop
+       nop
+    .type g, @function
+    g: jmp .Lend
+    .size g, . - g
+    .section .text.unlikely
+    .type f.cold, @function
+    f.cold: call f
+       jmp .Lend
+    .size f.cold, . - f.cold
+    .section .note.GNU-stack
+    """
+    build = compiler.build({"a.s": text})
+    names, references = build.entities.names, build.references
+    f = names.index("f")
+    mine = (references.function == names.index("f.cold")) & (references.form == Form.JUMP)
+    assert references.target_kind[mine].tolist() == [TargetKind.ENTITY]
+    assert references.entity[mine].tolist() == [f]
+    assert references.addend[mine].tolist() == [build.extent[f]]
+    strange = (references.function == names.index("g")) & np.isin(references.form, (Form.JUMP, Form.SHORT))
+    assert references.target_kind[strange].tolist() == [TargetKind.UNKNOWN]
+
+
 def test_calls_take_no_address(compiler: Compiler) -> None:
     build = compiler.build(EVERYTHING)
     taken = {name for name, flag in zip(build.entities.names, build.taken.tolist(), strict=True) if flag}
