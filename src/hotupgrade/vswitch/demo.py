@@ -183,14 +183,14 @@ class _Look:
         }
 
 
-def run_hotupgrade(arguments: Sequence[str]) -> Document:
-    """Run the command line; its JSON document, or an error with all that it said."""
+def run_hotupgrade(arguments: Sequence[str], seconds: float = COMMAND_SECONDS) -> Document:
+    """Run the command line; its JSON document, or an error with all that it said.  It may take ``seconds``."""
     program = Path(sys.executable).with_name("hotupgrade")
     command = [str(program)] if program.is_file() else [sys.executable, "-m", "hotupgrade"]
     try:
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=COMMAND_SECONDS)
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise _failure(arguments, f"no answer within {COMMAND_SECONDS:g} s") from None
+        raise _failure(arguments, f"no answer within {seconds:g} s") from None
     if done.returncode != 0:
         raise _failure(arguments, f"exit code {done.returncode}\n{done.stderr.strip()}")
     try:

@@ -260,13 +260,16 @@ class Switch:
         self.check_interfaces()
 
     def _start(self) -> None:
-        _remove_abandoned()
-        self._directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORIES}{owner()}-"))
-        self._resources.callback(shutil.rmtree, self._directory, ignore_errors=True)
+        self._make_directory()
         self._resources.enter_context(hugepages(self.options.memory() + HUGEPAGES_BESIDE_MEMORY))
         self._start_database()
         self._start_daemon()
         self._add_ports()
+
+    def _make_directory(self) -> None:
+        _remove_abandoned()
+        self._directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORIES}{owner()}-"))
+        self._resources.callback(shutil.rmtree, self._directory, ignore_errors=True)
 
     def _start_database(self) -> None:
         database, socket = self.directory / "conf.db", self.directory / "db.sock"
@@ -281,7 +284,7 @@ class Switch:
         database = f"unix:{self.directory / 'db.sock'}"
         self._daemon = self._spawn("ovs-vswitchd", database, own_network=True)
         # DPDK loads 200 drivers first: from a cold disk that takes ten seconds.
-        wait_until(self._is_ready, self.options.start_timeout, "ovs-vswitchd to start DPDK", pause=0.1)
+        wait_until(self._is_ready, self.options.start_timeout, "ovs-vswitchd to start", pause=0.1)
 
     def _add_ports(self) -> None:
         self.vsctl("add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev", "fail-mode=secure")
