@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 C_FILES = $(wildcard src/agent/*.[ch] src/hotupgrade/include/*.h)
 PY_FILES = src tests scripts/fetch-debian-patches scripts/fetch-debian-tree hatch_build.py $(wildcard benchmarks)
 
-.PHONY: help setup ovs demo compare test test-full test-unit test-real crosscheck compilers lint soak fuzz bench clean distclean
+.PHONY: help setup ovs guest demo demo-kernel compare test test-full test-datapaths test-unit test-real crosscheck compilers lint soak fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,14 @@ ovs: ## build Open vSwitch twice: as Debian ships it, and without its three secu
 demo: setup ovs ## upgrade a running Open vSwitch under full load, roll back, upgrade again; report in build/demo
 	@$(PYTHON) -m hotupgrade.vswitch.demo
 
+guest: setup ## what a guest with Debian's kernel boots from; unpacked in build/kernel, not installed
+	@scripts/build-guest
+
+demo-kernel: setup ovs guest ## upgrade a switch with the kernel's datapath, in a guest; shared libraries, then one program
+	@scripts/build-ovs --static vulnerable
+	scripts/build-ovs --static fixed
+	$(PYTHON) -m hotupgrade.vswitch.datapaths.demo
+
 test: setup ovs ## every test but the longest; of the real programs only the small ones
 	@scripts/build-real sqlite3 memcached
 	scripts/install-packages compare
@@ -35,6 +43,9 @@ test: setup ovs ## every test but the longest; of the real programs only the sma
 test-full: test ## the longest too: the statically linked switch, what is done often
 	@scripts/build-ovs --static fixed
 	$(PYTHON) -m pytest -m full tests/live tests/ovs
+
+test-datapaths: setup ovs guest ## the kernel's datapath, offload, sessions, AF_XDP: every test of datapaths without DPDK
+	@$(PYTHON) -m pytest tests/ovs/test_datapaths.py
 
 test-real: setup ## real programs from Debian's sources, upgraded while they serve; the first time builds for long
 	@scripts/build-real all

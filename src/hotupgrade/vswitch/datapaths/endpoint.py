@@ -28,7 +28,7 @@ SO_RCVBUFFORCE = 33
 
 @dataclass
 class Sending:
-    """A stream on its way out.  Frame ``n`` has the number n and, unless all is one flow, a port that follows from n."""
+    """A stream on its way out.  Which flow a frame belongs to follows from its number."""
 
     number: int
     source: str

@@ -1,7 +1,7 @@
 """A guest with Debian's kernel: booted in QEMU's software emulation, sees the host's files, ends when its work is done.
 
-``scripts/build-guest`` makes what it boots from.  Emulation is slow (some ten times) and needs no hardware; nothing that is
-measured in time says anything there.
+``scripts/build-guest`` makes what it boots from.  Emulation needs no hardware and is slow, some ten times: no time that
+is measured in it says anything.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ QEMU = "qemu-system-x86_64"
 SHARED = "/run/hotupgrade-guest"  # where the guest sees the folder that it shares with the host
 # init_on_alloc: Debian's kernel clears every page that it hands out; under emulation half of all time goes there.
 KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0"
-# smap=off: QEMU 7.2 carries out IRET of a user's program with the kernel's rights, so that reading the user's stack is a
-# fault under SMAP, and kills the thread.  The agent uses IRET to make a processor look at changed code.
+# smap=off: QEMU 7.2 carries out a user's IRET with the kernel's rights: under SMAP, reading the user's stack is a fault
+# then, which kills the thread.  The agent uses IRET to make a processor look at changed code.
 PROCESSOR = "max,smap=off"
 MODULES = ("crc32c_generic", "openvswitch", "vport-vxlan", "cls_flower", "sch_ingress", "act_mirred")
 START = """\
