@@ -14,6 +14,7 @@ from hotupgrade.vswitch.builds import SwitchBuild, find_build
 from hotupgrade.vswitch.datapaths.lab import Request, Step
 from hotupgrade.vswitch.demo import LIBRARIES
 
+EMULATED = 40  # times as long as a real processor, at the worst, on a machine that is busy with other things
 HANDLERS = ("udpif_upcall_handler", "udpif_revalidator")
 
 
@@ -32,7 +33,7 @@ class Case:
     features: tuple[str, ...] = ()
     restarts: tuple[str, ...] = ()
     back: bool = False  # roll back afterwards, too
-    rate: float = 40.0
+    rate: float = 20.0  # a guest has little to spare
     seconds: float = 3.0
     other_config: dict[str, str] = field(default_factory=dict)
 
@@ -60,6 +61,7 @@ class Case:
             features=self.features,
             rate=self.rate,
             seconds=self.seconds,
+            slower=EMULATED if self.in_guest else 1,
             other_config=self.other_config,
         )
 

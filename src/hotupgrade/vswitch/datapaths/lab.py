@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from hotupgrade.errors import HotUpgradeError
+from hotupgrade.plan.loops.profile import builtin_profiles
 from hotupgrade.vswitch.baseline import Fact
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.datapaths import moments
@@ -37,6 +38,7 @@ STEADY_PORT, TRACKED_PORT, TUNNEL_PORT, BOND_PORT, FRESH_PORT = 10_000, 12_000, 
 EXACT = "move:NXM_OF_UDP_DST[]->NXM_NX_REG0[0..15],move:NXM_OF_UDP_SRC[]->NXM_NX_REG0[16..31]"
 PROBE_PROTOCOL, MOST_PROBES = 111, 9
 SESSION_SECONDS = 120.0
+DEFAULT_LIMIT_US, MOST_LIMIT_US = 50_000, 60_000_000
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -61,6 +63,7 @@ class Request(msgspec.Struct, frozen=True):
     rate: float = 40.0  # frames a second, each way and stream
     seconds: float = 3.0  # of traffic before and after each upgrade
     patience: float = 300.0  # seconds that one command of hotupgrade may take
+    slower: int = 1  # limits of loop profiles are for real processors: so many times as much
     other_config: dict[str, str] = {}
 
 
@@ -221,10 +224,18 @@ class Lab:
         command = "upgrade" if step.files else "rollback"
         limit = str(int(self.request.patience / 3))
         words = [command, str(self.switch.pid), *step.files, "--timeout", limit, "--json"]
+        if step.files and self.request.slower > 1:
+            words += [word for path in self._slower_profiles() for word in ("--profile", str(path))]
         document = run_hotupgrade(words, self.request.patience)
         time.sleep(self.request.seconds)
         document["log"] = self.switch.log()[begin:]
         return document, self.moment()
+
+    def _slower_profiles(self) -> Iterator[Path]:
+        for path in builtin_profiles():
+            slower = self.switch.directory / path.name
+            slower.write_text(with_limits(path.read_text(), self.request.slower))
+            yield slower
 
     def probe(self) -> str:
         """The flow that the datapath caches for a packet that CVE-2023-1668 is about: made by a handler, just now."""
@@ -274,6 +285,22 @@ def carry_out(request: Request, say: Any) -> dict[str, Any]:
             steps.append({"name": "all of it", "facts": [asdict(fact) for fact in facts], "document": {}})
     ok = all(fact["ok"] for step in steps for fact in step["facts"])
     return {"version": 1, "ok": ok, "request": msgspec.to_builtins(request), "steps": steps}
+
+
+def with_limits(profile: str, times: int) -> str:
+    """The profile, with ``times`` as long a limit for every loop, at most a minute."""
+    head, *loops = re.split(r"^(?=\[\[loop\]\]$)", profile, flags=re.MULTILINE)
+    said = re.compile(r"^limit-us = (\d+)$", re.MULTILINE)
+    changed = []
+    for loop in loops:
+        found = said.search(loop)
+        limit = min(MOST_LIMIT_US, times * int(found[1] if found else DEFAULT_LIMIT_US))
+        changed.append(
+            loop.replace("[[loop]]\n", f"[[loop]]\nlimit-us = {limit}\n", 1)
+            if not found
+            else said.sub(f"limit-us = {limit}", loop)
+        )
+    return head + "".join(changed)
 
 
 def _hole(rule: str) -> bool:
