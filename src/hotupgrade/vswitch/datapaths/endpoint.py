@@ -1,6 +1,6 @@
 """One end of the traffic: a program in a namespace that sends numbered frames and counts those that come.
 
-Run as ``python -m hotupgrade.vswitch.datapaths.endpoint DEVICE``, with one JSON document a line on standard input
+Run as ``python endpoint.py DEVICE``, with one JSON document a line on standard input
 (:class:`hotupgrade.vswitch.datapaths.streams.Endpoint` writes them) and one answer a line on standard output.  It works
 below the kernel's protocols: nothing is answered, nothing resent, so a frame that is lost is lost for good.
 """
