@@ -12,7 +12,7 @@ PY_FILES = src tests scripts/fetch-debian-patches scripts/fetch-debian-tree hatc
 .PHONY: help setup ovs guest demo demo-kernel compare test test-full test-datapaths test-unit test-real crosscheck compilers lint soak fuzz bench clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install packages and make .venv (nothing to do: under two seconds)
 	@scripts/setup
