@@ -38,9 +38,10 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define RED_ZONE 128
-#define RSEQ_CS_AT 8    /* of the field rseq_cs in struct rseq */
-#define LATE_US 3000000 /* how long threads that are late are waited for, in microseconds */
-#define SEIZE_US 50000  /* how long one thread may take to be seized */
+#define RSEQ_CS_AT 8      /* of the field rseq_cs in struct rseq */
+#define MOST_XSTATE 16384 /* bytes; AVX-512 needs 2,696 */
+#define LATE_US 3000000   /* how long threads that are late are waited for, in microseconds */
+#define SEIZE_US 50000    /* how long one thread may take to be seized */
 
 enum visit_status {
     VISIT_PENDING = 0,
@@ -74,7 +75,8 @@ struct job {
     const uint64_t *still; /* NULL, or HU_CALL_WORDS: a bit for each system call out of which a thread may be sent */
     struct remote_call *calls;
     uint64_t call_count, syscall_at, sigreturn_at;
-    char name[32]; /* unless empty: the first argument of the first call points at it */
+    uint8_t *vectors; /* MOST_XSTATE bytes to work with */
+    char name[32];    /* unless empty: the first argument of the first call points at it */
 };
 
 static int64_t now_us(void)
@@ -466,6 +468,47 @@ struct sigreturn_frame {
     uint64_t sigmask;
 };
 
+/* What rt_sigreturn wants to know of an XSAVE image (struct _fpx_sw_bytes), in the bytes that the image leaves free. */
+struct software_bytes {
+    uint32_t magic, whole_size;
+    uint64_t features;
+    uint32_t size, padding[7];
+};
+#define XSTATE_MAGIC 0x46505853u
+#define XSTATE_END_MAGIC 0x46505845u
+#define SOFTWARE_AT 464                 /* of the image */
+#define TILES (1ull << 17 | 1ull << 18) /* of AMX; a program has them only if it asked, and a frame only then */
+
+/* All vector registers of a stopped thread, as rt_sigreturn restores them; a thread that was interrupted anywhere may
+ * need every one.  Returns the image's size with its end mark, 0 on failure (errno). */
+static size_t vector_state(pid_t tid, uint8_t *image)
+{
+    struct iovec room = {image, MOST_XSTATE - 8};
+    if (ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &room)) {
+        return 0;
+    }
+    struct software_bytes told = {.magic = XSTATE_MAGIC};
+    memcpy(&told.features, image + SOFTWARE_AT, 8); /* the kernel puts there what it has enabled */
+    told.features &= ~TILES;
+    told.size = 512 + 64;
+    for (uint32_t number = 2; number < 63; number++) {
+        if (told.features >> number & 1) {
+            uint32_t size, offset, c, d;
+            __asm__("cpuid" : "=a"(size), "=b"(offset), "=c"(c), "=d"(d) : "a"(0xd), "c"(number));
+            told.size = offset + size > told.size ? offset + size : told.size;
+        }
+    }
+    if (told.size > room.iov_len) {
+        errno = EOVERFLOW;
+        return 0;
+    }
+    told.whole_size = told.size + 4;
+    const uint32_t end = XSTATE_END_MAGIC;
+    memcpy(image + SOFTWARE_AT, &told, sizeof told);
+    memcpy(image + told.size, &end, sizeof end);
+    return told.whole_size;
+}
+
 static int step_to_syscall_stop(pid_t tid, int64_t limit)
 {
     int status;
@@ -506,9 +549,10 @@ static void make_calls(struct job *job)
     int64_t limit = now_us() + LATE_US; /* it only has to get a processor; half of the calls made would be worse */
     pid_t tid = (pid_t)visit->tid;
     struct user_regs_struct before, regs, undo;
-    struct user_fpregs_struct fp;
+    uint8_t *fp = job->vectors;
+    size_t fp_size;
     uint64_t mask, all = ~0ull;
-    if (ptrace(PTRACE_GETREGS, tid, 0, &before) || ptrace(PTRACE_GETFPREGS, tid, 0, &fp) ||
+    if (ptrace(PTRACE_GETREGS, tid, 0, &before) || !(fp_size = vector_state(tid, fp)) ||
         ptrace(PTRACE_GETSIGMASK, tid, 8, &mask) || ptrace(PTRACE_SETOPTIONS, tid, 0, PTRACE_O_TRACESYSGOOD)) {
         fail(visit);
         return;
@@ -537,7 +581,7 @@ static void make_calls(struct job *job)
         char name[32];
     } rescue = {0};
     struct sigreturn_frame *frame = &rescue.frame;
-    uint64_t fp_at = (before.rsp - RED_ZONE - sizeof fp) & ~63ull;
+    uint64_t fp_at = (before.rsp - RED_ZONE - fp_size) & ~63ull;
     uint64_t at = ((fp_at - sizeof rescue) & ~63ull) - 8;
     if (undo.rax == SYS_restart_syscall && error) {
         frame->rax = visit->number; /* sigreturn forgets the time that was left: begin again */
@@ -550,12 +594,11 @@ static void make_calls(struct job *job)
     frame->rdi = undo.rdi, frame->rsi = undo.rsi, frame->rbp = undo.rbp, frame->rbx = undo.rbx;
     frame->rdx = undo.rdx, frame->rcx = undo.rcx, frame->rsp = undo.rsp, frame->rip = undo.rip;
     frame->eflags = undo.eflags, frame->cs = (uint16_t)undo.cs, frame->ss = (uint16_t)undo.ss;
-    frame->uc_flags = 6; /* UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS */
+    frame->uc_flags = 7; /* UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS */
     frame->fpstate = fp_at;
     frame->sigmask = mask;
     memcpy(rescue.name, job->name, sizeof rescue.name);
-    memset((char *)&fp + 464, 0, 48); /* no XSAVE magic: a plain FXSAVE image */
-    if (write_target(job->memory, fp_at, &fp, sizeof fp) || write_target(job->memory, at, &rescue, sizeof rescue)) {
+    if (write_target(job->memory, fp_at, fp, fp_size) || write_target(job->memory, at, &rescue, sizeof rescue)) {
         fail(visit);
         return;
     }
@@ -661,7 +704,9 @@ EXPORT int hu_redirect(struct visit *visits, uint64_t count, int memory, uint64_
 EXPORT int hu_call(struct visit *visit, struct remote_call *calls, uint64_t count, int memory, uint64_t syscall_at,
                    uint64_t sigreturn_at, const char *name, int64_t timeout_us)
 {
+    uint8_t vectors[MOST_XSTATE];
     struct job job = {.visits = visit,
+                      .vectors = vectors,
                       .count = 1,
                       .memory = memory,
                       .timeout_us = timeout_us,

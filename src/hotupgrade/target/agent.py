@@ -41,6 +41,8 @@ _LEAST_STACK = 64 << 10
 _LONGEST_NAME = 200  # bytes of the name of a memory file; the kernel takes 249
 #: How much of one mapping is searched for instructions, and at once.
 _MOST_SEARCHED, _PIECE = 64 << 20, 1 << 20
+#: How long it is looked for a thread that sleeps, before one is interrupted that runs, in seconds.
+SLEEPERS_FIRST = 0.05
 #: How long a thread may take to leave the agent, in seconds.
 IDLE_LIMIT = 2.0
 
@@ -83,6 +85,16 @@ def leaders(threads: Iterable[ThreadState], main: int, only_main: bool = False) 
     fit = [t for t in threads if t.asleep and t.system_call in order and (t.tid == main or not only_main)]
     # The main thread last of those that are equal: it is the one that is likely to be woken for something.
     return sorted(fit, key=lambda t: (order[t.system_call or 0], t.tid == main, t.cpu_ticks))
+
+
+def runners(threads: Iterable[ThreadState]) -> list[ThreadState]:
+    """The threads that may make system calls for us although they run, best first.
+
+    Wherever they are interrupted, in a library's critical section or half-way through a computation: a system call
+    takes no lock of the program's, and the agent keeps registers, flags, vector state and the red zone, as the kernel
+    does for a signal handler.  A function of the program's they must not call.
+    """
+    return sorted((t for t in threads if t.state == "R"), key=lambda t: t.cpu_ticks)
 
 
 def with_room(process: Process, threads: Iterable[ThreadState]) -> list[ThreadState]:
@@ -259,12 +271,14 @@ class Agent:
     ) -> list[int]:
         """Have the operations made by one sleeping thread, whose system call then goes on.
 
+        If none sleeps, one that runs is interrupted, unless functions are to be called.
         ``only_main``: by the main thread.  ``idle=False``: although others may be parked in the agent.
 
         Raises:
             NotNow: no thread could be used within the time limit.
         """
-        limit = time.monotonic() + timeout
+        begin = time.monotonic()
+        limit = begin + timeout
         problem = NotNow(
             Reason(
                 "no-thread",
@@ -278,8 +292,13 @@ class Agent:
         serial = self.write_operations(operations, idle=idle)
         while time.monotonic() < limit:
             self.get("serial")  # raises if the process has become another program
-            choice = leaders(self.process.threads(), self.process.pid, only_main)
-            for thread in with_room(self.process, choice) if calls else choice:
+            threads = self.process.threads()
+            choice = leaders(threads, self.process.pid, only_main)
+            if calls:
+                choice = with_room(self.process, choice)
+            elif not (choice or only_main) and time.monotonic() > begin + SLEEPERS_FIRST:
+                choice = runners(threads)
+            for thread in choice:
                 visits = (abi.Visit * 1)()
                 visits[0].tid, visits[0].lead = thread.tid, serial
                 still = LEADER_CALLS if calls else None
@@ -338,8 +357,8 @@ def find(process: Process) -> Agent | None:
 def inject(process: Process, timeout: float = 5.0) -> Agent:
     """Bring the agent into the process, or find it there.
 
-    A memory file is made and mapped by one sleeping thread; the loader, the allocator and all other threads take no
-    part.
+    A memory file is made and mapped by one sleeping thread, or by one that is interrupted if none sleeps; the loader,
+    the allocator and all other threads take no part.
 
     Raises:
         NotNow: no thread could be used, or the system calls are not permitted there.
@@ -384,11 +403,15 @@ def inject(process: Process, timeout: float = 5.0) -> Agent:
 def _remote(
     process: Process, calls: Sequence[tuple[int, ...]], gadgets: tuple[int, int], name: str, timeout: float
 ) -> list[int]:
-    limit = time.monotonic() + timeout
+    begin = time.monotonic()
     problem: NotNow | None = None
-    while time.monotonic() < limit:
+    while time.monotonic() < begin + timeout:
         process.read(gadgets[0], 1)  # raises if the process has become another program
-        for thread in leaders(process.threads(), process.pid):
+        threads = process.threads()
+        choice = leaders(threads, process.pid)
+        if not choice and time.monotonic() > begin + SLEEPERS_FIRST:
+            choice = runners(threads)
+        for thread in choice:
             visit = abi.Visit(tid=thread.tid)
             results = native.remote_calls(visit, calls, process.memory, *gadgets, name, VISIT_TIMEOUT_US)
             if visit.status == abi.VisitStatus.DONE:

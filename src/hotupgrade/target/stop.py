@@ -23,6 +23,7 @@ from hotupgrade.target import abi, native
 from hotupgrade.target.agent import (
     LEADER_CALLS,
     POLLING,
+    SLEEPERS_FIRST,
     VISIT_TIMEOUT_US,
     Agent,
     Operation,
@@ -30,6 +31,7 @@ from hotupgrade.target.agent import (
     is_denied,
     leaders,
     refuse_visit,
+    runners,
     system_call,
     with_room,
 )
@@ -163,13 +165,11 @@ class Stopper:
         except NotNow as error:
             return error
         only_main = bool(request.after) or self._departure.hold_main
-        absent = busy | self._departure.standing.keys() if self._departure.after else busy
-        choice = [t for t in leaders(states, process.pid, only_main) if t.tid not in absent]
-        if self._departure.hold_main:
-            # Anywhere else it may be about to do, or wait for, just what it is to be kept from.
-            choice = [t for t in choice if t.system_call in POLLING]
-        if request.hooks or has_calls(self._after):
-            choice = with_room(process, choice)
+        choice = self._leaders(states, busy, only_main) or self._leaders_soon(states, busy, only_main)
+        if not choice and not (only_main or request.hooks or has_calls(self._after)):
+            choice = [t for t in runners(states) if t.tid not in self._departure.standing]
+            busy -= {t.tid for t in choice[:1]}  # it stops the others; nobody signals it
+            self._cores = frozenset(t.processor for t in states if t.tid in busy)
         if not choice:
             return NotNow(
                 Reason(
@@ -231,6 +231,28 @@ class Stopper:
             self._give_up()
         self._settle(table_at)
         return problem
+
+    def _leaders(self, states: Sequence[ThreadState], busy: frozenset[int], only_main: bool) -> list[ThreadState]:
+        """The sleepers that may lead, best first."""
+        absent = busy | self._departure.standing.keys() if self._departure.after else busy
+        choice = [t for t in leaders(states, self.agent.process.pid, only_main) if t.tid not in absent]
+        if self._departure.hold_main:
+            # Anywhere else it may be about to do, or wait for, just what it is to be kept from.
+            choice = [t for t in choice if t.system_call in POLLING]
+        if self._request.hooks or has_calls(self._after):
+            choice = with_room(self.agent.process, choice)
+        return choice
+
+    def _leaders_soon(self, states: Sequence[ThreadState], busy: frozenset[int], only_main: bool) -> list[ThreadState]:
+        """The same a little later: better than to interrupt a thread that runs."""
+        known = {t.tid for t in states}
+        limit = time.monotonic() + SLEEPERS_FIRST
+        while time.monotonic() < limit:
+            time.sleep(_LOOK_AGAIN)
+            now = [t for t in self.agent.process.threads() if t.tid in known]
+            if choice := self._leaders(now, busy, only_main):
+                return choice
+        return []
 
     def _give_up(self) -> None:
         """Let go whoever is parked already, unless the agent itself has decided otherwise."""
