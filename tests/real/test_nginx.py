@@ -52,7 +52,7 @@ http {{
 }}
 """
 PAGE = "a page\n" * 5000
-CLIENTS = 6
+CLIENTS, CONNECTIONS = 6, 16
 WEEK = 7 * 24 * 3600
 
 
@@ -129,8 +129,19 @@ def fetch(connection: http.client.HTTPSConnection, number: int) -> None:
 
 
 def wrk(site: Site, seconds: int) -> Tool:
-    """Two connections: a worker that never sleeps has no way in, and is not what this is about."""
-    words = ["wrk", "-t", "1", "-c", "2", "-d", f"{seconds}s", "--timeout", "20s", f"https://127.0.0.1:{site.tls}/"]
+    """So many connections that a worker hardly ever sleeps."""
+    words = [
+        "wrk",
+        "-t",
+        "1",
+        "-c",
+        str(CONNECTIONS),
+        "-d",
+        f"{seconds}s",
+        "--timeout",
+        "20s",
+        f"https://127.0.0.1:{site.tls}/",
+    ]
     return Tool(*words)
 
 
@@ -181,7 +192,7 @@ def journey_of(
             "processes": f"{len(sizes)} processes, {threads} threads",
             "break_us": journey.longest_break_us(),
             "prepare_s": journey.prepare_s(),
-            "clients": f"wrk on 2 TLS connections: {said}; {clients.done()} requests on {CLIENTS} others, "
+            "clients": f"wrk on {CONNECTIONS} TLS connections: {said}; {clients.done()} requests on {CLIENTS} others, "
             f"the longest {clients.longest_ms():.1f} ms; new workers by fork",
             "errors": len(clients.errors()),
         }
