@@ -152,6 +152,9 @@ def _equal_references(meaning: Meaning, old_shapes: Shapes, new_shapes: Shapes, 
     ends = _ends(meaning.old, pairs.old[unknown]) & _ends(meaning.new, pairs.new[unknown])
     for i, is_end in zip(unknown.tolist(), ends.tolist(), strict=True):
         places = int(old_target[i]), int(new_target[i])
+        if old.form[pairs.old[i]] in (Form.LEA, Form.MEMORY) and meaning.are_in_code(*places):
+            equal[i] = meaning.same_constants_in_code(*places, int(old_shapes.access[pairs.old[i]]))
+            continue
         # What lies behind the end of an object is no matter; elsewhere it may be a constant that changed.
         equal[i] = meaning.same_neighbour(*places) and (is_end or meaning.same_data(*places, 0))
     for i in np.flatnonzero(~equal & (old.form[pairs.old] == Form.LEA)).tolist():

@@ -6,12 +6,15 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from hotupgrade.binary.bare.functions import frame_ranges
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.code import JumpTable
-from hotupgrade.binary.model import Kind, Slot
+from hotupgrade.binary.elf import SHF_EXECINSTR, SHF_WRITE
+from hotupgrade.binary.model import Form, Kind, Slot
 from hotupgrade.binary.relocations import Relocation, relocation_target
 from hotupgrade.plan.match import Match
 
@@ -196,6 +199,36 @@ class Meaning:
         # Unnamed code has contents that nobody compared.
         return self.old.entities.kind[ours[0]] != Kind.FUNCTION and self.same_row(ours[0], theirs[0])
 
+    # Constants that hand-written code has beside it, in a section that nobody writes
+
+    def are_in_code(self, old: int, new: int) -> bool:
+        """Whether both places lie among the instructions of their builds, outside of every function."""
+        sections = (self.old.section_at(old), self.new.section_at(new))
+        return all(
+            section is not None and section.flags & (SHF_EXECINSTR | SHF_WRITE) == SHF_EXECINSTR for section in sections
+        )
+
+    def same_constants_in_code(self, old: int, new: int, access: int) -> bool:
+        """``access``: bytes that are read; 0 where an address is taken: of all up to the next function, then.
+
+        Code without a name would have contents that nobody compared, whatever its bytes are.
+        """
+        size = access or min(self._index[0].room(old), self._index[1].room(new))
+        if any(self._has_code(which, vaddr, size) for which, vaddr in ((0, old), (1, new))):
+            return False
+        return self.same_bytes(old, new, size)
+
+    def _has_code(self, which: int, vaddr: int, size: int) -> bool:
+        """Whether something jumps there, or an unwinder would find its way through it."""
+        entered = self._entered[which]
+        at = bisect_left(entered, vaddr)
+        return at < len(entered) and entered[at] < vaddr + size
+
+    @cached_property
+    def _entered(self) -> tuple[list[int], list[int]]:
+        """Sorted: where jumps and calls lead, and what has frame information begins."""
+        return _entered(self.old), _entered(self.new)
+
     def same_mark(self, old: int, new: int, function: int) -> bool:
         """``__TMC_END__`` and its like, in the start files of the compiler."""
         if self.new.entities.files[function] not in START_FILES:
@@ -315,6 +348,12 @@ class Meaning:
             known = bool((old_offsets == new_offsets).all() and (self.pairs.new_of[old_rows] == new_rows).all())
             self._same_tables[key] = known
         return known
+
+
+def _entered(build: Build) -> list[int]:
+    references = build.references
+    jumps = np.isin(references.form, (Form.CALL, Form.JUMP, Form.BRANCH, Form.SHORT))
+    return sorted({*references.target[jumps].tolist(), *(first for first, _ in frame_ranges(build))})
 
 
 def _thread_locals(build: Build) -> dict[int, int]:

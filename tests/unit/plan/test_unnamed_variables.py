@@ -89,3 +89,50 @@ def test_what_is_taken_of_such_a_place_is_not_guessed(compiler: Compiler, code: 
     with pytest.raises(Refused) as refusal:
         Placed.make(old, new, FakeScene(old, externals={"memcpy": 0x7FFF00001000}))
     assert {reason.code for reason in refusal.value.reasons} == {"unknown-reference"}
+
+
+def in_text(number: int, use: str, more: str = "") -> dict[str, str]:
+    """Constants beside the code, as hand-written code has them, and a function that uses them."""
+    return {
+        "module.s": f"""
+            .text
+            .globl first
+            .type first, @function
+            first: ret
+            .size first, . - first
+            .balign 64
+            .Lconstants: .quad {number}, 2
+            {more}
+            .balign 64
+            .globl probe
+            .type probe, @function
+            probe: {use}
+            ret
+            .size probe, . - probe
+            .section .note.GNU-stack
+        """,
+        "more.c": f"int more(void) {{ return {number}; }}",
+    }
+
+
+READS, TAKES = "mov .Lconstants(%rip), %rax", "lea .Lconstants(%rip), %rax"
+
+
+@pytest.mark.parametrize("use", [READS, TAKES])
+def test_constants_beside_the_code_are_compared(compiler: Compiler, use: str) -> None:
+    old, changed = (compiler.build(in_text(number, use)) for number in (1, 2))
+    same = compiler.build({**in_text(1, use), "more.c": "int more(void) { return 2; }"})
+    probe = old.entities.names.index("probe")
+    assert compare(old, same).same[probe]
+    assert not compare(old, changed).same[probe]
+
+
+def test_code_without_a_name_is_not_compared(compiler: Compiler) -> None:
+    """Equal bytes of instructions may lead to different things."""
+    for more in (
+        "1: jmp 1b\n.globl other\n.type other, @function\nother: jmp 1b\n.size other, . - other",
+        ".cfi_startproc\nnop\n.cfi_endproc",
+    ):
+        old = compiler.build(in_text(1, TAKES, more))
+        new = compiler.build({**in_text(1, TAKES, more), "more.c": "int more(void) { return 2; }"})
+        assert not compare(old, new).same[new.entities.names.index("probe")]
