@@ -234,9 +234,24 @@ def _kinds(elf: ElfFile, file: ElfTables, table: Table, types: U8) -> U8:
     kinds[data & ~writable] = Kind.CONSTANT
     kinds[data & writable] = Kind.OBJECT
     kinds[data & writable & protected] = Kind.RELRO
-    kinds[good & executable & np.isin(types, (SymbolType.FUNC, SymbolType.GNU_IFUNC))] = Kind.FUNCTION
+    typed = good & executable & np.isin(types, (SymbolType.FUNC, SymbolType.GNU_IFUNC))
+    kinds[typed] = Kind.FUNCTION
+    # One that has a size is a function all the same, whose author forgot to say so, unless it is a part of another.
+    sized = good & executable & (types == SymbolType.NOTYPE) & (table["size"] > 0)
+    kinds[sized & ~_within(table["value"], table["value"][typed], table["size"][typed])] = Kind.FUNCTION
     kinds[defined & (types == SymbolType.TLS)] = Kind.TLS
     return kinds
+
+
+def _within(values: U64, starts: U64, sizes: U64) -> Flags:
+    """Which values lie in one of these ranges."""
+    if not len(starts):
+        return np.zeros(len(values), np.bool_)
+    order = np.argsort(starts, kind="stable")
+    reached = np.maximum.accumulate(starts[order] + np.maximum(sizes[order], 1))
+    at = np.searchsorted(starts[order], values, side="right").astype(np.int64) - 1
+    inside: Flags = (at >= 0) & (values < reached[np.maximum(at, 0)])
+    return inside
 
 
 def _marks(table: Table, names: Sequence[str], types: U8) -> Mapping[int, tuple[str, ...]]:

@@ -227,6 +227,26 @@ def test_a_jump_behind_its_own_function_belongs_to_it(compiler: Compiler) -> Non
     assert references.target_kind[strange].tolist() == [TargetKind.UNKNOWN]
 
 
+def test_a_label_with_a_size_is_a_function(compiler: Compiler) -> None:
+    """Some of OpenSSL's have no type.  What lies within another function is a label still."""
+    text = """
+    .text
+    .globl f
+    .type f, @function
+    f: call forgotten
+    inner: ret
+    .size inner, . - inner
+    .size f, . - f
+    forgotten: ret
+    .size forgotten, . - forgotten
+    label: ret
+    .section .note.GNU-stack
+    """
+    build = compiler.build({"a.s": text})
+    assert targets(build, "f") == {("CALL", "forgotten")}
+    assert not {"inner", "label"} & set(build.entities.names)
+
+
 def test_calls_take_no_address(compiler: Compiler) -> None:
     build = compiler.build(EVERYTHING)
     taken = {name for name, flag in zip(build.entities.names, build.taken.tolist(), strict=True) if flag}
