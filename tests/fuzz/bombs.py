@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 PAGE = 4096
@@ -246,7 +246,7 @@ def actions_in_a_circle() -> bytes:
     ).bytes()
 
 
-def switch_tables() -> bytes:
+def switch_tables(segments: Sequence[tuple[int, ...]] = ()) -> bytes:
     """Thousands of functions that all use one long table, each with entries into all of them."""
     count, table_at = 3000, AT + (1 << 20)
     code = bytearray()
@@ -257,7 +257,12 @@ def switch_tables() -> bytes:
         symbols.append((f"f.cold{index}", FUNC, 5, at, 8))
     table = struct.pack("<i", AT - table_at) * (1 << 18)
     parts = [Part(".more", bytes(code), AT, flags=ALLOC | CODE), Part(".rodata", table, table_at, flags=ALLOC)]
-    return Bomb(parts, symbols=symbols).bytes()
+    return Bomb(parts, list(segments), symbols=symbols).bytes()
+
+
+def switch_tables_beside_thread_locals() -> bytes:
+    """The same, where it matters to which labels each function may jump."""
+    return switch_tables([(7, 4, 0, 0, 0, 64)])
 
 
 def texts_without_end() -> bytes:
@@ -285,7 +290,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
         plain, bss_of_two_gib, tables_in_bss, strings_in_bss, code_in_bss, code_without_a_size, packed_relocations,
         overlapping_symbols, overlapping_functions, shared_strings, sections_over_each_other, notes_without_end,
         segments_over_each_other, versions_in_a_circle, augmentations, exception_tables_over_each_other,
-        actions_in_a_circle, switch_tables,
+        actions_in_a_circle, switch_tables, switch_tables_beside_thread_locals,
         texts_without_end, thread_locals,
     )
 }  # fmt: skip

@@ -87,7 +87,8 @@ def test_a_small_file_that_asks_for_much(measured: dict[str, Any], name: str) ->
 READ = frozenset(
     (
         "plain", "bss_of_two_gib", "code_without_a_size", "notes_without_end", "versions_in_a_circle", "augmentations",
-        "exception_tables_over_each_other", "actions_in_a_circle", "switch_tables", "texts_without_end",
+        "exception_tables_over_each_other", "actions_in_a_circle", "switch_tables",
+        "switch_tables_beside_thread_locals", "texts_without_end",
     )
 )  # fmt: skip
 

@@ -139,9 +139,8 @@ class _Flow:
         self._is_searching = True
         for start in sorted(self._graph.blocks):
             if start not in self._incoming and not is_padding(self._graph.blocks[start]):
-                known = set(self._incoming)
+                self._astray.add(start)
                 self._spread([start])
-                self._astray |= self._incoming.keys() - known
 
     def _spread(self, entries: Sequence[int]) -> None:
         for start in entries:
@@ -159,6 +158,8 @@ class _Flow:
             block = self._graph.blocks[work.pop()]
             after = self._after(block)
             from_call = block.instructions[-1].flow_control in CALLS
+            if len(block.successors) > 1:
+                self._effort.spend(len(block.successors) * after.size())
             for successor in block.successors:
                 if successor not in self._graph.blocks:
                     continue
@@ -188,6 +189,8 @@ class _Flow:
         known = self._incoming.get(start)
         if known is None:
             self._incoming[start] = after.copy()
+            if self._is_searching:
+                self._astray.add(start)
             return True
         if known.get(RSP) != after.get(RSP):
             if from_call:
@@ -253,6 +256,7 @@ class _Flow:
 
     def _take(self, step: Step) -> None:
         state = self._state
+        self._effort.spend(sum(len(state.registers[each]) for each in step.touched if each in state.registers))
         if step.do == Do.CALL:
             self._call(step)
         elif step.do == Do.LEA:
@@ -274,7 +278,9 @@ class _Flow:
             state.set(Register.RBP, state.read(state.get(RSP)))
             self._shift_stack(8)
         elif step.do == Do.CONDITIONAL and step.wide:
-            state.set(step.target, united(state.get(step.target), self._operand(step)))
+            held = self._operand(step)
+            self._effort.spend(len(held))
+            state.set(step.target, united(state.get(step.target), held))
         elif step.do == Do.EXCHANGE and step.wide and step.memory is None:
             first, second = state.get(step.target), state.get(step.source)
             state.set(step.target, second)
@@ -458,6 +464,7 @@ class _Flow:
             self._note(step, memory.displacement, OTHER, from_pointer=True, sure=held == OTHER, indexed=True)
 
     def _sum(self, step: Step, first: Value, second: Value) -> Value:
+        self._effort.spend(len(first) * len(second) - 1)
         sure = len(first) == 1 and len(second) == 1
         return frozenset(self._sum_of_atoms(step, one, other, sure) for one in first for other in second)
 
@@ -496,7 +503,7 @@ class _Flow:
             astray = block.leaves or any(successor not in self._graph.blocks for successor in block.successors)
             if astray and self._runs_on(block) and any(has(held, Origin.BLOCK) for held in after.all()):
                 found.unproven.add(block.instructions[-1].ip)
-        for start in self._astray:
+        for start in sorted(self._astray):
             self._doubt_all(self._graph.blocks[start], found)
         for position in found.unproven & found.fields.keys():
             del found.fields[position]
@@ -573,6 +580,7 @@ class _Flow:
 
     def _use_plainly(self, step: Step, held: Value) -> None:
         """The start of the block goes somewhere without an offset: if it is what it seems, all is not understood."""
+        self._effort.spend(len(held))
         if self._found is not None and is_only(held, Origin.BLOCK):
             for atom in held:
                 self._found.plain[atom.detail].add(step.vaddr)

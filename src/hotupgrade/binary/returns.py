@@ -26,6 +26,7 @@ NAMES = frozenset(
 THROWS = re.compile(r"_ZSt\d+__throw_")  # std::__throw_out_of_range and its like
 
 _FAR = 2000  # instructions to look at
+_LONGEST = 15  # bytes of an instruction
 _DEEP = 8  # functions within functions
 
 
@@ -64,7 +65,8 @@ class Returns:
         work, seen, stop = [start], set[int](), start + size
         while work:
             vaddr = work.pop()
-            for instruction in Decoder(64, self._build.image[vaddr:stop].tobytes(), ip=vaddr):
+            near = min(stop, vaddr + _LONGEST * (_FAR + 1))  # no copy of all the rest for each branch
+            for instruction in Decoder(64, self._build.image[vaddr:near].tobytes(), ip=vaddr):
                 if instruction.ip in seen:
                     break
                 seen.add(instruction.ip)

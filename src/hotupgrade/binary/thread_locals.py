@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from hotupgrade.binary.elf import Table
 from hotupgrade.binary.exceptions import ExceptionTable, landing_pads
 from hotupgrade.binary.flow import Field, Findings, Module, direct_field, follow
 from hotupgrade.binary.graph import Effort, ExhaustedError, Surroundings, graph_of
-from hotupgrade.binary.model import I32, Flags, Form, Kind, References, Slot, TargetKind
+from hotupgrade.binary.model import I32, Form, Kind, References, Slot, TargetKind
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.binary.returns import Returns
 
@@ -29,6 +29,7 @@ DATA16 = 0x66
 RELAXED_GENERAL_DYNAMIC = 8
 # Instructions to be looked at and values to be held, at least and per byte of code: ten times what real builds need.
 LEAST_EFFORT, EFFORT = 100_000, 6
+AT_ONCE = 64  # rows of a table that are looked at in the time of one such step
 BIAS = 64  # bytes: how far from an object a pointer may begin that a function counts from, and never names otherwise
 
 
@@ -116,37 +117,37 @@ def _recorded(build: Build, references: References, records: Table) -> ThreadLoc
         fields[position] = places.field(position, form, symbol + addend, places.meant(symbol, addend), function)
     users = {found.function for found in fields.values()}
     bases = _base_slots(build).values()
-    adding = {index for index in bases if not users.isdisjoint(_users(references, index))}
+    uses = _uses(references, bases)
+    adding = {index for index in bases if not users.isdisjoint(references.function[uses[index]].tolist())}
     whole = _whole_blocks(build, references, bases, adding)
     return ThreadLocals(
         tuple(fields[position] for position in sorted(fields)), tuple(sorted(unproven)), (), frozenset(whole)
     )
 
 
-def _whole_blocks(build: Build, references: References, slots: Iterable[int], adding: Collection[int]) -> set[int]:
+def _whole_blocks(build: Build, references: References, slots: Collection[int], adding: Collection[int]) -> set[int]:
     """The slots that name the block: one that names the variable at its start has the same contents.
 
     ``adding``: descriptors to whose result the code adds offsets.
     """
 
+    uses = _uses(references, slots)
+
     def names_block(index: int) -> bool:
         if build.slots[index].relocation == Relocation.TLSDESC:
             return index in adding
-        return not any(
-            _is_general_dynamic(build, position) for position in references.position[_uses(references, index)].tolist()
-        )
+        return not any(_is_general_dynamic(build, place) for place in references.position[uses[index]].tolist())
 
     return {index for index in slots if names_block(index)}
 
 
-def _uses(references: References, slot: int) -> Flags:
-    uses: Flags = (references.target_kind == TargetKind.GOT) & (references.entity == slot)
-    return uses
-
-
-def _users(references: References, slot: int) -> list[int]:
-    users: list[int] = references.function[_uses(references, slot)].tolist()
-    return users
+def _uses(references: References, slots: Iterable[int]) -> Mapping[int, list[int]]:
+    """Indices of the references that name each of these slots."""
+    found: dict[int, list[int]] = {slot: [] for slot in slots}
+    for index in np.flatnonzero(references.target_kind == TargetKind.GOT).tolist():
+        if (slot := int(references.entity[index])) in found:
+            found[slot].append(index)
+    return found
 
 
 def _is_general_dynamic(build: Build, position: int) -> bool:
@@ -187,6 +188,7 @@ class _Places:
         self.size = [int(entities.size[row]) for row in self.rows]
         self._address = dict(zip(self.rows, self.start, strict=True))
         self._size = dict(zip(self.rows, self.size, strict=True))
+        self._largest = max(self.size, default=0)
         self._columns = np.array(self.start, np.int64), np.array(self.size, np.int64)
         self.below = below_thread_pointer(build) if build.executable else 0
 
@@ -211,11 +213,22 @@ class _Places:
     def size_of(self, row: int) -> int:
         return self._size[row]
 
-    def near(self, offset: int) -> Iterator[tuple[int, int, int]]:
-        """(row, start, size) of what a pointer may mean from which a loop begins, or at which it ends."""
-        start, size = self._columns
-        for index in np.flatnonzero((start - size <= offset) & (offset <= start + size + BIAS)).tolist():
-            yield self.rows[index], self.start[index], self.size[index]
+    def starts_at(self, offset: int) -> bool:
+        at = bisect_left(self.start, offset)
+        return at < len(self.start) and self.start[at] == offset
+
+    def near(self, offset: int, effort: Effort) -> list[tuple[int, int, int]]:
+        """(row, start, size) of what a pointer may mean from which a loop begins, or at which it ends.
+
+        Raises:
+            ExhaustedError: there is too much to be looked at.
+        """
+        low = bisect_left(self.start, offset - self._largest - BIAS)
+        high = bisect_right(self.start, offset + self._largest)
+        start, size = (column[low:high] for column in self._columns)
+        found = np.flatnonzero((start - size <= offset) & (offset <= start + size + BIAS)) + low
+        effort.spend((high - low) // AT_ONCE + len(found))
+        return [(self.rows[index], self.start[index], self.size[index]) for index in found.tolist()]
 
 
 # By data flow
@@ -241,9 +254,10 @@ class _Search:
         code = sum(segment.file_size for segment in build.segments if segment.executable)
         self._effort = Effort(LEAST_EFFORT + EFFORT * code)
         self._tables: dict[int, set[int]] = defaultdict(set)  # family to where its switch tables lead
-        for table in tables:
-            entries = np.frombuffer(build.read(table.vaddr, 4 * table.count), "<i4")
-            self._tables[int(families[table.function])].update((entries + table.vaddr).tolist())
+        # Once for a function and its parts, however many of them name a table.
+        for vaddr, count, family in {(table.vaddr, table.count, int(families[table.function])) for table in tables}:
+            entries = np.frombuffer(build.read(vaddr, 4 * count), "<i4")
+            self._tables[family].update((entries + vaddr).tolist())
 
     def found(self, from_segment: Sequence[int]) -> ThreadLocals:
         members = self._members()
@@ -322,10 +336,13 @@ class _Search:
         for found in findings.values():
             kept = [each for each in found.fields.values() if each.slots <= whole]
             unproven.update(each.position for each in found.fields.values() if self._is_puzzling(each, whole))
-            used = {each.position: self._places.at(self._target(each)) for each in kept}
+            used = Counter(self._places.at(self._target(each)) for each in kept)
             for each in kept:
-                elsewhere = {row for position, row in used.items() if position != each.position}
-                row, others = self._meant(each, found.touched.get(each.vaddr, ()), elsewhere)
+                try:
+                    row, others = self._meant(each, found.touched.get(each.vaddr, ()), used)
+                except ExhaustedError:
+                    unproven.add(each.position)
+                    continue
                 fields.append(self._field(each, row))
                 doubtful += [(each.position, other) for other in others]
             unproven |= found.unproven
@@ -358,12 +375,12 @@ class _Search:
         """A field that counts from what does not name the block after all; what descriptors give may be a variable."""
         return any(self._build.slots[slot].relocation == Relocation.DTPMOD64 for slot in found.slots - whole)
 
-    def _meant(self, found: Field, touched: Iterable[int], used: Collection[int]) -> tuple[int, set[int]]:
+    def _meant(self, found: Field, touched: Iterable[int], used: Mapping[int, int]) -> tuple[int, set[int]]:
         """(the row that a field means, others that it may mean instead).
 
         A read or write at a fixed place lies within what it means.  An address, or a place that an index is added to,
-        may lie behind an object or before it; what is read or written through it tells.  ``used`` are the rows that
-        other fields of the function mean.
+        may lie behind an object or before it; what is read or written through it tells.  ``used``: how many fields of
+        the function, this one included, mean a row by where they are.
         """
         target, places = self._target(found), self._places
         row = places.at(target)
@@ -373,13 +390,13 @@ class _Search:
         if told:
             return (row if row in told else min(told)), told - {row if row in told else min(told)}
         # The start of something is what is meant as a rule; but nobody counts through what is no array.
-        natural = target in places.start and not (found.indexed and row >= 0 and places.size_of(row) <= BIAS)
+        natural = places.starts_at(target) and not (found.indexed and row >= 0 and places.size_of(row) <= BIAS)
         others = set()
-        for near, start, size in places.near(target):
+        for near, start, size in places.near(target, self._effort):
             before = start - target
             # The function need not name an array in any other way if it counts from one instead of nought.
             shifted = 0 < before <= min(BIAS, size - 1) and not natural
-            if near in used or shifted:
+            if used.get(near, 0) > (near == row) or shifted:
                 others.add(near)
         if row < 0 and len(others) == 1:
             return others.pop(), set()

@@ -108,15 +108,15 @@ class State:
     def read(self, address: Value) -> Value:
         """The word at an address."""
         words = [self.stack.get(atom[1:], OTHER) if atom.origin == Origin.STACK else OTHER for atom in address]
-        return frozenset().union(*words)
+        return words[0] if len(words) == 1 else frozenset().union(*words)
 
     def write(self, address: Value, held: Value, width: int) -> bool:
         """Whether it is known where the value is now."""
         if len(address) != 1 or not is_only(address, Origin.STACK):
             return False
         ((_, frame, at),) = address
-        for place in [p for p in self.stack if p[0] == frame and at - 8 < p[1] < at + width]:
-            del self.stack[place]
+        for place in range(at - 7, at + width) if self.stack else ():
+            self.stack.pop((frame, place), None)
         if held != OTHER and width == 8:
             self.stack[frame, at] = held
         return True
