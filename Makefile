@@ -58,7 +58,8 @@ crosscheck: setup ovs ## references against the linker's records, on libraries l
 	PYTHONPATH=tests:src nice -n 10 $(PYTHON) -m crosscheck
 
 compilers: setup ## upgrades of a small program in every flavour of compiler and linker; writes docs/compilers.md
-	@PYTHONPATH=tests:src $(PYTHON) -m live.flavours
+	@scripts/install-packages compilers
+	PYTHONPATH=tests:src $(PYTHON) -m live.flavours
 
 compare: setup ovs ## ways to upgrade a switch side by side on the same traffic; results in build/compare
 	@scripts/install-packages compare

@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::os::raw::c_long;
 use std::panic;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, Once};
 
 const VERSION: c_long = (env!("VERSION").as_bytes()[0] - b'0') as c_long;
 
 static CALLS: AtomicI64 = AtomicI64::new(0);
 static NAMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-static TABLE: OnceLock<HashMap<i64, i64>> = OnceLock::new();
+static ONCE: Once = Once::new();
+static TABLE: Mutex<Option<HashMap<i64, i64>>> = Mutex::new(None);
 
 thread_local! {
     static OWN: Cell<i64> = const { Cell::new(100) };
@@ -59,8 +60,8 @@ pub extern "C" fn rust_calls(by: c_long) -> c_long {
 
 #[no_mangle]
 pub extern "C" fn rust_once(_: c_long) -> c_long {
-    let table = TABLE.get_or_init(|| HashMap::from([(1, VERSION * 10)]));
-    table[&1] * 1000 + VERSION
+    ONCE.call_once(|| *TABLE.lock().unwrap() = Some(HashMap::from([(1, VERSION * 10)])));
+    TABLE.lock().unwrap().as_ref().unwrap()[&1] * 1000 + VERSION
 }
 
 #[no_mangle]
