@@ -84,7 +84,7 @@ def test_packages_that_are_named(build: Builder, start: Start, hu: HotUpgrade, p
     program = start(build.host(old))
     before = program.fingerprint("liblayout")
     answer = hu.upgrade(program.pid, new)
-    assert (answer.code, answer.codes()) == (REFUSED, {"no-symbols"})
+    assert (answer.code, answer.codes()) == (REFUSED, {"no-debug-information"})
     for word in ("/usr/lib/debug/.build-id/", "-dbgsym", "--debug-dir"):
         assert word in answer.about()
     assert program.fingerprint("liblayout") == before
@@ -125,7 +125,7 @@ def test_the_order_of_package_managers(build: Builder, start: Start, hu: HotUpgr
     new.rename(installed)
     run("dpkg-deb", "-x", package_of_new, place / "root")
     refused = hu.upgrade(program.pid)
-    assert (refused.code, refused.codes()) == (REFUSED, {"no-symbols"})
+    assert (refused.code, refused.codes()) == (REFUSED, {"no-debug-information"})
     hu.upgraded(program, "--debug-dir", package_of_old, "--debug-dir", place / "root")
     assert program.call("sum_of_items") == 101006003
     hu.rolled_back(program)

@@ -18,6 +18,7 @@ from hotupgrade.binary.pointers import Meaning, Taken, is_end, meaning_of
 from hotupgrade.binary.relocations import Relocation
 from hotupgrade.binary.symbols import LOADER_SECTION_TYPES, LOADER_SECTIONS
 from hotupgrade.plan.homes import NEW, Homes
+from hotupgrade.plan.pieces import rows_named
 
 Indices = npt.NDArray[np.intp]
 
@@ -91,8 +92,8 @@ def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32, I64]:
     uses = every.target_kind == TargetKind.ENTITY
     used = every.function[uses].astype(np.int64) << 32 | every.entity[uses]
     also = np.isin(every.function[exact].astype(np.int64) << 32 | ending, used)
-    if build.bare:  # what lies before an address may be of the same object as what is used
-        also |= build.unbounded[ending]
+    if build.bare:
+        also |= _uses_what_lies_before(build, exact, ending)
     exact, ending = exact[also], ending[also]
     shifted, objects, offsets = _shifted_ends(build, takes)
     fresh = ~np.isin(shifted, exact)
@@ -101,6 +102,25 @@ def _candidates(build: Build, functions: Flags) -> tuple[Indices, I32, I64]:
         np.concatenate([ending, objects[fresh]]),
         np.concatenate([np.zeros(len(exact), dtype=np.int64), offsets[fresh]]),
     )
+
+
+def _uses_what_lies_before(build: Build, indices: Indices, ending: I32) -> Flags:
+    """Without names, an object may be in several rows: one that the function uses, and the one that ends there."""
+    every, entities = build.references, build.entities
+    sections = {row: build.section_at(int(entities.address[row])) for row in np.flatnonzero(build.unbounded).tolist()}
+    used = (every.target_kind == TargetKind.ENTITY) & build.unbounded[rows_named(every)]
+    lowest: dict[tuple[int, int], int] = {}  # by function and section, the first object that is used
+    for function, row in zip(every.function[used].tolist(), every.entity[used].tolist(), strict=True):
+        section = sections[row]
+        key = (function, section.vaddr if section else -1)
+        address = int(entities.address[row])
+        lowest[key] = min(lowest.get(key, address), address)
+    found = []
+    for index, row in zip(indices.tolist(), ending.tolist(), strict=True):
+        section, address = sections.get(row), int(entities.address[row])
+        first = lowest.get((int(every.function[index]), section.vaddr if section else -1))
+        found.append(row in sections and first is not None and first <= address)
+    return np.array(found, np.bool_)
 
 
 def _shifted_ends(build: Build, takes: Indices) -> tuple[Indices, I32, I64]:

@@ -2,9 +2,10 @@
 
 The proof begins at what has a name or a duty in both builds (exported functions and objects, the loader's arrays) and
 goes from there along references: functions that are paired, and equal but for their references, name the same thing in
-the same place; so do paired tables.  A function that changed is paired by the places that name it.  Then what is left
-is looked at: a body that is the only one of its kind, between the same neighbours; the only function left between the
-same neighbours, named by the same others.
+the same place; so do paired tables.  A function that changed is paired by the places that name it.  Of what is left, a
+function is paired if its body is the only one of its kind, names nothing that is open, and lies in the same place
+between the same neighbours, named by the same others.  One that changed together with all that name it stays open: its
+old code goes with its callers, and the new code comes with them.
 
 Two answers for one thing are none.  Of a variable more is asked, since a wrong answer would ruin its value: that it
 keeps its distance from its neighbours; where something came or went beside it, that whoever used the one uses the
@@ -33,6 +34,9 @@ OBJECTS = (Kind.OBJECT, Kind.RELRO)
 _TEXT = 64  # bytes of unnamed data that serve as a mark
 _SHORTEST_BODY = 16  # bytes: many functions are as short as this and say the same
 _MOST_ATTEMPTS = 100
+
+_OPEN = ("open",)  # what is not paired
+_Body = tuple[bytes, tuple[Hashable, ...]]
 
 
 def match_structure(old: Shapes, new: Shapes) -> Match:
@@ -130,7 +134,7 @@ class _Attempt:
         self._vote_by_arrays()
         while True:
             self._follow()
-            if not (self._pair_unique_bodies() or self._pair_rows_of_equals() or self._pair_last_between_neighbours()):
+            if not (self._pair_unique_bodies() or self._pair_rows_of_equals()):
                 return
 
     # What is known
@@ -253,15 +257,29 @@ class _Attempt:
     # What is left
 
     def _pair_unique_bodies(self) -> bool:
-        """A body that is alone of its kind on both sides, between the same neighbours."""
+        """A body that is alone of its kind on both sides, in the same place between the same neighbours."""
         ours, theirs = self._bodies(self.old, self.new_of), self._bodies(self.new, None)
-        slots = self._slots(self.old), self._slots(self.new)
+        places = self._places(self.old), self._places(self.new)
         found = [
             (old, new)
             for body, old in ours.items()
-            if (new := theirs.get(body)) is not None and slots[0][old] == slots[1][new]
+            if (new := theirs.get(body)) is not None and places[0][old] & places[1][new] and self._same_users(old, new)
         ]
         return self._pair_all(found)
+
+    def _places(self, side: _Bare) -> dict[int, set[Hashable]]:
+        """Where each open function lies: how many others from either neighbour."""
+        return {
+            row: {(slot, "first", index), (slot, "last", len(rows) - index)}
+            for slot, rows in self._by_slot(side).items()
+            for index, row in enumerate(rows)
+        }
+
+    def _same_users(self, old: int, new: int) -> bool:
+        """Whether those that name a function are the same, as far as they are paired, and as many."""
+        ours, theirs = self.old.users.get(old, frozenset()), self.new.users.get(new, frozenset())
+        paired = {int(self.new_of[user]) for user in ours} - {-1}
+        return len(ours) == len(theirs) and paired == {user for user in theirs if self.old_of[user] >= 0}
 
     def _pair_rows_of_equals(self) -> bool:
         """All that is left between the same neighbours, if one after the other does the same: mostly, what nobody uses.
@@ -296,10 +314,10 @@ class _Attempt:
                 done = True
         return done
 
-    def _bodies(self, side: _Bare, new_of: I32 | None) -> dict[Hashable, int]:
+    def _bodies(self, side: _Bare, new_of: I32 | None) -> dict[_Body, int]:
         """What an open function does, in terms of both builds; only what occurs once."""
-        found: dict[Hashable, int] = {}
-        twice: set[Hashable] = set()
+        found: dict[_Body, int] = {}
+        twice: set[_Body] = set()
         for row in self._open_functions(side):
             if side.shapes.extent[row] < _SHORTEST_BODY:
                 continue
@@ -307,9 +325,9 @@ class _Attempt:
             if body in found:
                 twice.add(body)
             found[body] = row
-        return {body: row for body, row in found.items() if body not in twice}
+        return {body: row for body, row in found.items() if body not in twice and _OPEN not in body[1]}
 
-    def _body(self, side: _Bare, row: int, new_of: I32 | None) -> Hashable:
+    def _body(self, side: _Bare, row: int, new_of: I32 | None) -> _Body:
         first, last = int(side.shapes.first[row]), int(side.shapes.last[row])
         return side.shapes.code(row), tuple(self._mark(side, index, new_of) for index in range(first, last))
 
@@ -319,7 +337,7 @@ class _Attempt:
         row = int(side.target[index])
         if row >= 0:
             partner = int(new_of[row]) if new_of is not None else (row if self.old_of[row] >= 0 else -1)
-            return ("row", partner, int(references.addend[index]))
+            return ("row", partner, int(references.addend[index])) if partner >= 0 else _OPEN
         kind, entity = int(references.target_kind[index]), int(references.entity[index])
         if kind in (TargetKind.GOT, TargetKind.PLT):
             return ("import", side.build.slots[entity].symbol)
@@ -350,24 +368,6 @@ class _Attempt:
             before, open_rows = partner, []
         return found
 
-    def _pair_last_between_neighbours(self) -> bool:
-        """A function that changed: the only one left between the same neighbours, and named by the same others."""
-        ours, theirs = self._alone(self.old), self._alone(self.new)
-        found = []
-        for slot, old in ours.items():
-            new = theirs.get(slot)
-            if new is None:
-                continue
-            users = [int(self.new_of[user]) for user in self.old.users.get(old, ())]
-            if users and -1 not in users and frozenset(users) == self.new.users.get(new):
-                found.append((old, new))
-        return self._pair_all(found)
-
-    def _alone(self, side: _Bare) -> dict[_Slot, int]:
-        usable = set(self._open_functions(side))
-        rows = self._by_slot(side)
-        return {slot: found[0] for slot, found in rows.items() if len(found) == 1 and found[0] in usable}
-
     # Doubts
 
     def doubts(self) -> tuple[set[int], set[int]]:
@@ -394,26 +394,34 @@ class _Attempt:
             if not any(abs(place - other) == 1 for other in around):
                 yield row, int(self.new_of[row])
 
+    def partner_by_code(self, old: int) -> int:
+        """What everything that names an object says that it is now, proven or not; -1 if there is no such."""
+        if self.new_of[old] >= 0:
+            return int(self.new_of[old])
+        candidates = self._for_old.get(old, set())
+        (new,) = candidates if len(candidates) == 1 else (-1,)
+        return new if new >= 0 and len(self._for_new[new]) == 1 and self._alike(old, new) else -1
+
     def _misplaced_objects(self) -> Iterator[tuple[int, int]]:
         for name in sorted({name for name in self.old.sections if name}):
             yield from _Neighbours(self, name).misplaced()
 
 
 class _Neighbours:
-    """The objects of one section, in order, and whether what is paired keeps its distance."""
+    """The objects of one section, in order, and whether what is paired keeps its distance.
+
+    What the code alone would pair counts as a neighbour too: else one doubt would be all that another rests on.
+    """
 
     def __init__(self, attempt: _Attempt, section: str) -> None:
         self._attempt = attempt
         self._old, self._new = attempt.old, attempt.new
-        self._open_old = self._open(self._old, attempt.new_of, section)
-        rows = [row for row, name in enumerate(self._old.sections) if name == section and attempt.new_of[row] >= 0]
-        self._rows = sorted(rows, key=lambda row: self._old.address[row])
+        rows = [row for row, name in enumerate(self._old.sections) if name == section]
+        found = ((row, attempt.partner_by_code(row)) for row in rows)
+        self._pairs = sorted((pair for pair in found if pair[1] >= 0), key=lambda pair: self._old.address[pair[0]])
+        known = {row for row, _ in self._pairs}
+        self._open = sorted(self._old.address[row] for row in rows if row not in known)
         self._edges = self._bounds(self._old.build, section), self._bounds(self._new.build, section)
-
-    @staticmethod
-    def _open(side: _Bare, paired: I32, section: str) -> list[int]:
-        rows = enumerate(side.sections)
-        return sorted(side.address[row] for row, name in rows if name == section and paired[row] < 0)
 
     @staticmethod
     def _bounds(build: Build, name: str) -> tuple[int, int]:
@@ -421,10 +429,9 @@ class _Neighbours:
         return section.vaddr, section.vaddr + section.size
 
     def misplaced(self) -> Iterator[tuple[int, int]]:
-        old = [self._edges[0][0], *(self._old.address[row] for row in self._rows), self._edges[0][1]]
-        partners = [int(self._attempt.new_of[row]) for row in self._rows]
-        new = [self._edges[1][0], *(self._new.address[row] for row in partners), self._edges[1][1]]
-        for index, (row, partner) in enumerate(zip(self._rows, partners, strict=True), 1):
+        old = [self._edges[0][0], *(self._old.address[row] for row, _ in self._pairs), self._edges[0][1]]
+        new = [self._edges[1][0], *(self._new.address[row] for _, row in self._pairs), self._edges[1][1]]
+        for index, (row, partner) in enumerate(self._pairs, 1):
             if row in self._old.fixed:
                 continue
             ordered = new[index - 1] <= new[index] <= new[index + 1]
@@ -436,18 +443,21 @@ class _Neighbours:
                 yield row, partner
 
     def _witnessed(self, row: int, partner: int, vaddr: int, neighbour: int) -> bool:
-        """Whether the code makes up for a neighbour that moved: who used the one uses the other.
+        """Whether something makes up for a neighbour that moved.
 
-        Where the old build has more in between than is paired, only equal code counts: one of two variables that went
-        might be the other.
+        That is that all objects of the section have found their partners, in their order; or that who used the one
+        uses the other, and nothing vanished in between: one of two variables that went might be the other.  Then only
+        equal code counts.
         """
+        if not self._open:
+            return True
         low, high = sorted((vaddr, neighbour))
-        open_between = bisect_left(self._open_old, high) > bisect_left(self._open_old, low + 1)
+        vanished = bisect_left(self._open, high) > bisect_left(self._open, low + 1)
         ours, theirs = self._old.users.get(row, frozenset()), self._new.users.get(partner, frozenset())
         if {int(self._attempt.new_of[user]) for user in ours} != set(theirs):
             return False
         functions = {user for user in ours if self._old.kinds[user] == Kind.FUNCTION}
-        return not open_between or functions <= self._attempt.equal
+        return not vanished or functions <= self._attempt.equal
 
 
 def _maybe_old(attempt: _Attempt) -> frozenset[int]:

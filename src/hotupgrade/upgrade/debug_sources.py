@@ -45,7 +45,7 @@ def debug_search(named: Sequence[Path], servers: Sequence[str], cache: Cache) ->
         *(DebugRoot(root, require_trusted) for root in (SYSTEM, state_folder() / DEBUG)),
     ]
     places += [Server(_address(url), Downloads(cache)) for url in servers or _servers_of_the_environment()]
-    return Search(tuple(places))
+    return Search(tuple(places), structure=True)
 
 
 def _servers_of_the_environment() -> list[str]:

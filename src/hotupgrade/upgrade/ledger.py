@@ -41,6 +41,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     tls_offsets: dict[int, int]
     exports: dict[str, int]  # exported names that have their home here
     pages: int  # bytes that it takes
+    bare: bool = False  # the rows above are those of a build without symbols
     eh_frame: int = 0  # absolute address of the table that the unwinder must know; 0 if there is none
 
 

@@ -555,6 +555,7 @@ def _image_record(candidate: Candidate, item: Planned, index: int, pages: int = 
         start=item.plan.image.base if index and item.plan.image else 0,
         size=item.plan.image.size if index and item.plan.image else 0,
         eh_frame=(item.plan.image.eh_frame or 0) if index and item.plan.image else 0,
+        bare=image.build.bare,
         placed=None if image.placed is None else sorted(image.placed),
         owned=sorted(image.owned),
         tls_offsets=dict(image.tls_offsets),

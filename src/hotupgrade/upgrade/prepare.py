@@ -205,15 +205,28 @@ def _opened(session: Session, item: Wanted, cache: Cache, search: Search) -> Can
     if module.name.startswith("ld-linux"):
         text = f"{module.name} is the dynamic linker itself, which has no state that new code could be given: restart"
         raise Refused(Reason("dynamic-linker", module.name, text))
-    images, current = images_of(module, session.ledger.module(module.name, module.base), cache, search)
-    build, images = _numbered_alike(build, images)
+    record = session.ledger.module(module.name, module.base)
+    images, current = images_of(module, record, cache, search)
+    build, images = _numbered_alike(build, images, record)
     return Candidate(module, build, str(item.path), images, current, [])
 
 
-def _numbered_alike(build: Build, images: list[Image]) -> tuple[Build, list[Image]]:
-    """Rows are numbered by what is known of a build: if one has no symbols, all are seen as if they had none."""
-    if not build.bare and not any(image.build.bare for image in images):
+def _numbered_alike(build: Build, images: list[Image], record: ModuleRecord | None) -> tuple[Build, list[Image]]:
+    """Rows are numbered by what is known of a build: if one has no symbols, all are seen as if they had none.
+
+    Raises:
+        Refused: the process holds builds by whose symbols the ledger counts, and another has none now.
+    """
+    earlier = record.images[1:] if record else []
+    bare = [each for each in (build, *(image.build for image in images)) if each.bare]
+    if not bare and not any(item.bare for item in earlier):
         return build, images
+    if not all(item.bare for item in earlier):
+        text = (
+            f"{bare[0].label if bare else build.label} has no symbols, but the upgrades that the process has behind it"
+            " were made with symbols; bring those of all builds (--debug-dir)"
+        )
+        raise Refused(Reason("no-symbols", build.label, text))
     return build.stripped, [dataclasses.replace(image, build=image.build.stripped) for image in images]
 
 
