@@ -100,8 +100,12 @@ class Oracle:
     new: Build
     comparison: Comparison
 
-    def wrong(self, found: Comparison) -> list[str]:
-        """What is paired without symbols and is not with them."""
+    def wrong(self, found: Comparison, *, strict: bool = True) -> list[str]:
+        """What is paired without symbols and is not with them.
+
+        Not ``strict``: a function that came may have the place of one that went, as if it were the same with another
+        name and another body.
+        """
         ours, theirs = found.old.entities, found.new.entities
         result = []
         for row in np.flatnonzero((found.new_of >= 0) & (ours.kind != Kind.TLS)).tolist():
@@ -111,13 +115,20 @@ class Oracle:
             if first is None and second is None:
                 continue
             same = first is not None and second is not None and self._paired(first, second)
-            if not same:
+            if not same and (strict or not self._replaced(first, second)):
                 result.append(f"{ours.names[row]} ({first}) and {theirs.names[partner]} ({second})")
         return result
 
     def _paired(self, first: tuple[int, int], second: tuple[int, int]) -> bool:
         paired = self.comparison.new_of[first[0]] == second[0] or self.comparison.old_of[second[0]] == first[0]
         return bool(paired) and first[1] == second[1]
+
+    def _replaced(self, first: tuple[int, int] | None, second: tuple[int, int] | None) -> bool:
+        """Whether a function took the place of another: symbols know a partner of neither."""
+        if first is None or second is None or first[1] or second[1]:
+            return False
+        functions = self.old.entities.kind[first[0]] == Kind.FUNCTION == self.new.entities.kind[second[0]]
+        return bool(functions) and self.comparison.new_of[first[0]] < 0 > self.comparison.old_of[second[0]]
 
     def changed(self) -> set[int]:
         """Addresses of the functions that must run from the new build."""

@@ -2,10 +2,11 @@
 
 The proof begins at what has a name or a duty in both builds (exported functions and objects, the loader's arrays) and
 goes from there along references: functions that are paired, and equal but for their references, name the same thing in
-the same place; so do paired tables.  A function that changed is paired by the places that name it.  Of what is left, a
-function is paired if its body is the only one of its kind, names nothing that is open, and lies in the same place
-between the same neighbours, named by the same others.  One that changed together with all that name it stays open: its
-old code goes with its callers, and the new code comes with them.
+the same place; so do paired tables.  A function that changed is paired by the places that name it, if it lies between
+the same unchanged ones and nothing beside it might as well be what it was.  Of what is left, a function is paired if
+its body is the only one of its kind, names nothing that is open, and lies in the same place between the same
+neighbours, named by the same others.  One that changed together with all that name it stays open: its old code goes
+with its callers, and the new code comes with them.
 
 Two answers for one thing are none.  Of a variable more is asked, since a wrong answer would ruin its value: that it
 keeps its distance from its neighbours; where something came or went beside it, that whoever used the one uses the
@@ -298,10 +299,7 @@ class _Attempt:
         return self._pair_all(found)
 
     def _by_slot(self, side: _Bare) -> dict[_Slot, list[int]]:
-        rows: dict[_Slot, list[int]] = defaultdict(list)
-        for row, slot in self._slots(side).items():
-            rows[slot].append(row)
-        return rows
+        return _grouped(self._slots(side))
 
     def _pair_all(self, found: Sequence[tuple[int, int]]) -> bool:
         """Unless something that is paired speaks against it."""
@@ -374,7 +372,7 @@ class _Attempt:
         """Rows of which it is not certain what they are."""
         old = {row for row, found in self._for_old.items() if len(found) > 1}
         new = {row for row, found in self._for_new.items() if len(found) > 1}
-        for one, other in (*self._misplaced_functions(), *self._misplaced_objects()):
+        for one, other in (*self._doubtful_functions(), *self._misplaced_objects()):
             old.add(one)
             new.add(other)
         # A pair ends with either of its rows.
@@ -382,17 +380,57 @@ class _Attempt:
         new |= {int(self.new_of[row]) for row in old if self.new_of[row] >= 0}
         return old - self.old.fixed, new - self.new.fixed
 
-    def _misplaced_functions(self) -> Iterator[tuple[int, int]]:
-        """Functions that changed and do not lie between the same neighbours any more."""
-        order = [row for row in self.old.functions_in_order if self.new_of[row] >= 0]
-        places = {row: index for index, row in enumerate(r for r in self.new.functions_in_order if self.old_of[r] >= 0)}
-        for index, row in enumerate(order):
-            if row in self.equal or row in self.old.fixed:
+    def _doubtful_functions(self) -> Iterator[tuple[int, int]]:
+        """Functions that changed, where the places that name them are not proof enough."""
+        changed = [
+            (int(row), int(self.new_of[row]))
+            for row in self.old.functions_in_order
+            if self.new_of[row] >= 0 and row not in self.equal and row not in self.old.fixed
+        ]
+        if not changed:
+            return
+        anchors = {row: int(self.new_of[row]) for row in self.equal | self.old.fixed if self.new_of[row] >= 0}
+        rooms = self._rooms(self.old, anchors), self._rooms(self.new, {new: new for new in anchors.values()})
+        mates = tuple(_grouped(room) for room in rooms)
+        ours, theirs = self._codes(self.old, rooms[0]), self._codes(self.new, rooms[1])
+        for old, new in changed:
+            place = rooms[0][old]
+            moved = place != rooms[1][new]
+            elsewhere = self.old.shapes.code(old) in theirs or self.new.shapes.code(new) in ours
+            if moved or elsewhere or not self._most_alike(old, new, mates[0][place], mates[1][place]):
+                yield old, new
+
+    @staticmethod
+    def _rooms(side: _Bare, anchors: Mapping[int, int]) -> dict[int, _Slot]:
+        """Functions that are not the same, and between which two that are they lie (rows of the new build)."""
+        found: dict[int, _Slot] = {}
+        before, inside = -1, []
+        for row in [*side.functions_in_order, -1]:
+            if row >= 0 and row not in anchors:
+                inside.append(row)
                 continue
-            place = places[int(self.new_of[row])]
-            around = [places[int(self.new_of[r])] for r in order[max(index - 1, 0) : index + 2] if r != row]
-            if not any(abs(place - other) == 1 for other in around):
-                yield row, int(self.new_of[row])
+            found.update(dict.fromkeys(inside, _Slot(before, anchors.get(row, -1))))
+            before, inside = anchors.get(row, -1), []
+        return found
+
+    @staticmethod
+    def _codes(side: _Bare, rows: Iterable[int]) -> set[bytes]:
+        return {side.shapes.code(row) for row in rows}
+
+    def _most_alike(self, old: int, new: int, olds: Sequence[int], news: Sequence[int]) -> bool:
+        """Whether no other function that came, went or changed beside these is as much like either of them."""
+        if len(olds) == len(news) == 1:
+            return True
+        ours = {row: self._named_by(self.old, row, self.new_of) for row in olds}
+        theirs = {row: self._named_by(self.new, row, None) for row in news}
+        best = _alikeness(ours[old], theirs[new])
+        return all(_alikeness(ours[old], theirs[row]) < best for row in news if row != new) and all(
+            _alikeness(ours[row], theirs[new]) < best for row in olds if row != old
+        )
+
+    def _named_by(self, side: _Bare, row: int, new_of: I32 | None) -> frozenset[Hashable]:
+        first, last = int(side.shapes.first[row]), int(side.shapes.last[row])
+        return frozenset(self._mark(side, index, new_of) for index in range(first, last)) - {_OPEN}
 
     def partner_by_code(self, old: int) -> int:
         """What everything that names an object says that it is now, proven or not; -1 if there is no such."""
@@ -403,7 +441,7 @@ class _Attempt:
         return new if new >= 0 and len(self._for_new[new]) == 1 and self._alike(old, new) else -1
 
     def _misplaced_objects(self) -> Iterator[tuple[int, int]]:
-        for name in sorted({name for name in self.old.sections if name}):
+        for name in sorted({name for name in self.old.sections if name and name in self.new.build.sections}):
             yield from _Neighbours(self, name).misplaced()
 
 
@@ -458,6 +496,18 @@ class _Neighbours:
             return False
         functions = {user for user in ours if self._old.kinds[user] == Kind.FUNCTION}
         return not vanished or functions <= self._attempt.equal
+
+
+def _grouped(rooms: Mapping[int, _Slot]) -> dict[_Slot, list[int]]:
+    found: dict[_Slot, list[int]] = defaultdict(list)
+    for row, slot in rooms.items():
+        found[slot].append(row)
+    return found
+
+
+def _alikeness(ours: frozenset[Hashable], theirs: frozenset[Hashable]) -> float:
+    """What two functions name in common, of all that they name."""
+    return len(ours & theirs) / max(len(ours | theirs), 1)
 
 
 def _maybe_old(attempt: _Attempt) -> frozenset[int]:
