@@ -85,6 +85,21 @@ def test_the_new_build_has_symbols(build: Builder, start: Start, hu: HotUpgrade)
     assert program.call("put", 1) == 121
 
 
+def test_the_whole_files_are_kept_from_another_process(build: Builder, start: Start, hu: HotUpgrade) -> None:
+    """What is kept of a build goes by its build-id, and may be more than this process was given."""
+    files = [build.library("nameless", version, unique()) for version in (1, 2)]
+    hu.upgraded(start(build.host(files[0])), files[1])
+    for file in files:
+        stripped(file, link=False)[1].unlink()
+    program = start(build.host(files[0]))
+    program.call("put", 1)
+    for _ in range(2):
+        hu.upgraded(program, files[1], TRUST)
+        assert program.call("version") == 2
+        hu.rolled_back(program)
+    assert program.call("get_total") == 10
+
+
 def test_symbols_that_came_and_went(build: Builder, start: Start, hu: HotUpgrade) -> None:
     """The ledger counts by the symbols that there were."""
     old, new = build.library("nameless", 1, unique()), build.library("nameless", 2, unique())

@@ -109,8 +109,16 @@ def _require_no_clash(present: Build, new: Build) -> None:
     """A build in the process is known again by its build-id, and then taken to be the same, row by row."""
     if present is new or present.build_id != new.build_id or present.fingerprint == new.fingerprint:
         return
+    if present.bare and new.bare and _same_rows(present, new):
+        return  # one was seen with its symbols, or with other files beside it, which do not count here
     what = "symbols" if present.contents == new.contents else "contents"
     text = f"{new.label} has the build-id of a build in the process ({present.label}) but other {what}; " + (
         "use the very file that was used before" if what == "symbols" else "link it with a build-id of its own"
     )
     raise Refused(Reason("build-id-clash", new.label, text))
+
+
+def _same_rows(one: Build, other: Build) -> bool:
+    columns = ("address", "size", "kind", "exported")
+    same = all(np.array_equal(getattr(one.entities, name), getattr(other.entities, name)) for name in columns)
+    return same and one.by_name == other.by_name and one.contents == other.contents
