@@ -179,9 +179,10 @@ class _Attempt:
     def _follow(self) -> None:
         """Follows what is paired until it tells nothing new."""
         while self._fresh_functions or self._fresh_objects:
-            self._vote_by_code()
+            functions, self._fresh_functions = self._fresh_functions, []
+            self._vote_by_code(functions)
+            self._vote_by_pieces(functions)
             self._vote_by_data()
-            self._vote_by_pieces()
             self._count()
 
     def _vote(self, old: int, new: int, voter: int) -> None:
@@ -208,8 +209,7 @@ class _Attempt:
         kinds = self.old.kinds[old], self.new.kinds[new]
         return kinds[0] == kinds[1] and self.old.sections[old] == self.new.sections[new]
 
-    def _vote_by_code(self) -> None:
-        fresh, self._fresh_functions = self._fresh_functions, []
+    def _vote_by_code(self, fresh: Sequence[tuple[int, int]]) -> None:
         rows = np.array(fresh, np.int64).reshape(-1, 2)
         same = equal_shapes(self.old.shapes, self.new.shapes, rows[:, 0], rows[:, 1])
         rows = rows[same]
@@ -231,13 +231,11 @@ class _Attempt:
                 if partner is not None and partner[1] == addend:
                     self._vote(row, partner[0], old)
 
-    def _vote_by_pieces(self) -> None:
+    def _vote_by_pieces(self, fresh: Sequence[tuple[int, int]]) -> None:
         """The pieces of a function follow it."""
-        for old in np.flatnonzero(self.new_of >= 0).tolist():
-            if self.old.kinds[old] != Kind.FUNCTION:
-                continue
+        for old, new in fresh:
             ours = self.old.pieces.get(self.old.build.entities.names[old], [])
-            theirs = self.new.pieces.get(self.new.build.entities.names[int(self.new_of[old])], [])
+            theirs = self.new.pieces.get(self.new.build.entities.names[new], [])
             if len(ours) == len(theirs):
                 for one, other in zip(ours, theirs, strict=True):
                     if self.new_of[one] < 0 > self.old_of[other] and one not in self._banned[0]:

@@ -346,7 +346,7 @@ def edited(source: Source, rng: random.Random) -> Source:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32 - 1))
 def test_no_pair_is_wrong(compiler: Compiler, seed: int) -> None:
     rng = random.Random(seed)

@@ -197,7 +197,7 @@ def _owners(
     or to which one function alone leads in a way that calls do not: by a condition, by a switch, or to be led back into
     its middle.
     """
-    entered, odd = _entered(build, start, code), _in_the_middle_of_a_frame(build, start, framed)
+    entered, odd = _entered(build, start, code), _FramesOfOthers(build, start, framed)
     users, returns = _branches(start, stop, code)
     owner = np.full(len(start), -1, np.int32)
     for piece, found in users.items():
@@ -284,19 +284,27 @@ def _entered(build: Build, start: Addresses, code: CodeReferences) -> npt.NDArra
     return result
 
 
-def _in_the_middle_of_a_frame(build: Build, start: Addresses, framed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which pieces begin with a frame that somebody else set up."""
-    odd = np.zeros(len(start), np.bool_)
-    if build.eh_frame is None:
-        return odd
-    frames = Frames(build.read(*build.eh_frame), build.eh_frame[0], "")
-    for index in np.flatnonzero(framed).tolist():
+class _FramesOfOthers:
+    """Whether a piece begins with a frame that somebody else set up; few are asked about."""
+
+    def __init__(self, build: Build, start: Addresses, framed: npt.NDArray[np.bool_]) -> None:
+        self._start, self._framed = start, framed
+        self._frames = Frames(build.read(*build.eh_frame), build.eh_frame[0], "") if build.eh_frame else None
+        self._known: dict[int, bool] = {}
+
+    def __getitem__(self, piece: int) -> bool:
+        if piece not in self._known:
+            self._known[piece] = bool(self._framed[piece]) and self._is_odd(int(self._start[piece]))
+        return self._known[piece]
+
+    def _is_odd(self, vaddr: int) -> bool:
+        if self._frames is None:
+            return False
         try:
-            row = frames.row(int(start[index]))
+            row = self._frames.row(vaddr)
         except NoFrameError:
-            continue
-        odd[index] = row.cfa != (RSP, 8) or any(register != 16 for register in row.saved)
-    return odd
+            return False
+        return row.cfa != (RSP, 8) or any(register != 16 for register in row.saved)
 
 
 def _to_roots(owner: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
