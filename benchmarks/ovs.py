@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import preparations
 from samples import Effort, Result, Row, percentile
 from stops import Target, breaks
 
@@ -56,14 +53,8 @@ def run(efforts: dict[str, Effort], wanted: Callable[[str], bool], say: Callable
 
 def prepare(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
     """How long it takes to plan the upgrade of libopenvswitch, with an empty cache and with a full one."""
-    result = Result("prepare")
     library = fixed.library(MODULES[0])
-    result.facts["library_bytes"] = library.stat().st_size
-    for turn in effort.turns():
-        with tempfile.TemporaryDirectory(prefix="hotupgrade-bench-") as directory:
-            kinds = ("cold", "cached", "cached")
-            for kind in kinds if turn else kinds[:2]:
-                _take_preparation(result, kind, _prepare_once(switch.pid, Path(directory), library))
+    result = preparations.measure("prepare", switch.pid, library, effort)
     document = demo.run_hotupgrade(["upgrade", str(switch.pid), str(library), "--json"])  # fills the tool's own cache
     result.facts["first_upgrade_phases_us"] = document["phases_us"]
     for _ in range(min(effort.count, 3)):
@@ -71,41 +62,12 @@ def prepare(switch: Switch, fixed: SwitchBuild, effort: Effort) -> Result:
         document = demo.run_hotupgrade(["upgrade", str(switch.pid), str(library), "--json"])
         result.take("command_prepare", "s", document["phases_us"]["prepare"] / 1e6)
     demo.run_hotupgrade(["rollback", str(switch.pid), "--json"])
-    for kind, words, limit in (("cold", "nothing known", 2.5), ("cached", "both builds known", 0.5)):
-        series, processor = result[kind], result[f"{kind}_processor"]
-        result.rows.append(
-            Row(
-                f"prepare, libopenvswitch, {words}",
-                f"{series.median:.2f} s (p95 {series.p95:.2f} s)",
-                f"processor time {processor.median:.2f} s",
-                f"≤ {limit} s",
-                series.median <= limit,
-                len(series.values),
-                "time waited for a processor" if series.median > 1.2 * processor.median else "",
-            )
-        )
+    result.rows = preparations.rows(result, "libopenvswitch", 2.5, 0.5)
     again = result["command_prepare"]
     result.rows.append(
         Row("prepare, by a real upgrade command, image there already", f"{again.median:.2f} s", count=len(again.values))
     )
     return result
-
-
-def _prepare_once(pid: int, cache: Path, library: Path) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).with_name("prepare_once.py")), str(pid), str(cache), str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout)
-    if found["outcome"] != "dry-run":
-        raise RuntimeError(f"the dry run was not made: {found['outcome']}")
-    return found
-
-
-def _take_preparation(result: Result, kind: str, found: dict[str, Any]) -> None:
-    result.take(kind, "s", found["seconds"])
-    result.take(f"{kind}_processor", "s", found["processor_seconds"])
-    result.take("import", "s", found["import_seconds"])
 
 
 # Stopping.

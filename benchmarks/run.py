@@ -19,6 +19,7 @@ import click
 import curves
 import machine
 import pictures
+import preparations
 import restart_meter
 import restart_picture
 import restarts
@@ -40,6 +41,8 @@ CURVES: dict[str, Callable[[Path, Effort], Result]] = {
 #: How often, and for how many seconds at most; for a curve: each point.
 FULL = {
     "prepare": Effort(5, 30),
+    "prepare_program": Effort(5, 40),
+    "prepare_libcrypto": Effort(5, 60),
     "patches": Effort(30, 120),
     "whole": Effort(30, 100),
     "imports": Effort(30, 25),
@@ -125,7 +128,8 @@ def _run(efforts: dict[str, Effort], wanted: Callable[[str], bool], console: Con
                 begin = time.monotonic()
                 results.append(measure(Path(name), efforts[title]))
                 results[-1].seconds = time.monotonic() - begin
-    return ovs.run(efforts, wanted, say) + restarts.run(efforts, wanted, say) + results
+    prepared = preparations.run(efforts, wanted, say)
+    return ovs.run(efforts, wanted, say) + prepared + restarts.run(efforts, wanted, say) + results
 
 
 if __name__ == "__main__":
