@@ -5,6 +5,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euc
 .NOTPARALLEL:
 
+# The tests start thousands of commands: what Python has compiled is kept, but not among the sources.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
+
 PYTHON := .venv/bin/python
 C_FILES = $(wildcard src/agent/*.[ch] src/hotupgrade/include/*.h)
 PY_FILES = src tests scripts/fetch-debian-patches scripts/fetch-debian-tree hatch_build.py $(wildcard benchmarks)
