@@ -92,7 +92,7 @@ def test_files_without_an_end(tmp_path: Path, place: str) -> None:
 
 def test_a_ledger_that_names_files_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record in a process's memory says where the file of an earlier build is; it may say anything."""
-    monkeypatch.setattr("hotupgrade.upgrade.source.state_folder", lambda: tmp_path)
+    monkeypatch.setattr("hotupgrade.upgrade.kept.state_folder", lambda: tmp_path)
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/zero", str(tmp_path / "pipe"), "/proc/kmsg", "", "\0", str(tmp_path)):
         begin = time.monotonic()

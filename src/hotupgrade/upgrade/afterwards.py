@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hotupgrade.errors import HotUpgradeError, Reason
 from hotupgrade.target.agent import Agent
 from hotupgrade.target.debugger import Told, tell
-from hotupgrade.upgrade import source
+from hotupgrade.upgrade.kept import store_path
 from hotupgrade.upgrade.ledger import Ledger
 from hotupgrade.upgrade.prepare import Planned
 from hotupgrade.upgrade.session import Session
@@ -42,5 +42,5 @@ def _images(ledger: Ledger, item: Planned) -> Iterable[Told]:
     for image, known in list(zip(item.record_images, record.images if record else (), strict=False))[1:]:
         dynamic = image.build.sections.get(".dynamic")
         if known.start and dynamic is not None:
-            path = source.store_path(known.build_id)
+            path = store_path(known.build_id)
             yield Told(known.base, known.start + known.size, known.base + dynamic.vaddr, str(path))

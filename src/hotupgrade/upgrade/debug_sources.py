@@ -13,7 +13,6 @@ from hotupgrade.binary.cache import Cache, Downloads
 from hotupgrade.binary.separate.find import Search
 from hotupgrade.binary.separate.package import MAGIC
 from hotupgrade.binary.separate.places import Beside, DebugRoot, NamedFolder, Package, Place
-from hotupgrade.binary.separate.server import Server
 from hotupgrade.binary.separate.unpack import UnpackError
 from hotupgrade.errors import Reason, Refused
 from hotupgrade.files import read_regular
@@ -44,7 +43,10 @@ def debug_search(named: Sequence[Path], servers: Sequence[str], cache: Cache) ->
         Beside(require_trusted),
         *(DebugRoot(root, require_trusted) for root in (SYSTEM, state_folder() / DEBUG)),
     ]
-    places += [Server(_address(url), Downloads(cache)) for url in servers or _servers_of_the_environment()]
+    if urls := servers or _servers_of_the_environment():
+        from hotupgrade.binary.separate.server import Server  # and all that speaks HTTP
+
+        places += [Server(_address(url), Downloads(cache)) for url in urls]
     return Search(tuple(places), structure=True)
 
 

@@ -10,8 +10,8 @@ from hotupgrade.target.modules import Module
 from hotupgrade.target.moves import find_moves
 from hotupgrade.upgrade import documents, journal
 from hotupgrade.upgrade.documents import Document
+from hotupgrade.upgrade.kept import store_path
 from hotupgrade.upgrade.session import Session
-from hotupgrade.upgrade.source import store_path
 
 
 def inspect(pid: int) -> Document:

@@ -15,7 +15,7 @@ from hotupgrade.files import read_regular
 from hotupgrade.target.modules import Module
 from hotupgrade.upgrade.debug_sources import DEBUG
 from hotupgrade.upgrade.journal import state_folder
-from hotupgrade.upgrade.ledger import BUILD_ID
+from hotupgrade.upgrade.kept import store_path
 from hotupgrade.upgrade.trust import own_folder, require_trusted
 
 
@@ -59,17 +59,6 @@ def open_earlier(build_id: str, path: str, cache: Cache, search: Search = NOWHER
             "put it back",
         )
     )
-
-
-def store_path(build_id: str) -> Path:
-    """Where our copy of a build lies.
-
-    Raises:
-        ValueError: this is no build-id.
-    """
-    if not BUILD_ID.fullmatch(build_id):
-        raise ValueError(f"{build_id!r} is no build-id")
-    return state_folder() / "builds" / build_id
 
 
 def keep(build: Build) -> None:

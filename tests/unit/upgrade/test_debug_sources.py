@@ -22,7 +22,7 @@ from unit.conftest import Compiler
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in ("debug_sources", "source"):
+    for module in ("debug_sources", "kept", "source"):
         monkeypatch.setattr(f"hotupgrade.upgrade.{module}.state_folder", lambda: tmp_path / "state")
     monkeypatch.delenv("DEBUGINFOD_URLS", raising=False)
     return tmp_path / "state"

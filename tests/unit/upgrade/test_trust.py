@@ -10,7 +10,7 @@ import pytest
 from hotupgrade.errors import Refused
 from hotupgrade.files import read_regular
 from hotupgrade.upgrade import journal, ledger
-from hotupgrade.upgrade.source import store_path
+from hotupgrade.upgrade.kept import store_path
 from hotupgrade.upgrade.trust import own_folder, require_trusted
 
 NOBODY = 65534
