@@ -13,6 +13,7 @@ FLOW = re.compile(
     r"(?:, dp-extra-info:\S+)?$"
 )
 UDP = re.compile(r"\budp\(src=(?P<src>\d+)(?P<src_mask>/0x[0-9a-f]+)?,dst=(?P<dst>\d+)(?P<dst_mask>/0x[0-9a-f]+)?\)")
+NEW_CONNECTION = 0x01  # OVS_CS_F_NEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,12 @@ class DatapathFlow:
             return None, None
         source, destination = (None if found[f"{side}_mask"] else int(found[side]) for side in ("src", "dst"))
         return source, destination
+
+    @property
+    def opens_connections(self) -> bool:
+        """Whether it is for packets of connections that are not tracked yet: unused once all are established."""
+        state = re.search(r"\bct_state\(0x(?P<value>[0-9a-f]+)/0x[0-9a-f]+\)", self.match)
+        return state is not None and bool(int(state["value"], 16) & NEW_CONNECTION)
 
     @property
     def in_port(self) -> str:

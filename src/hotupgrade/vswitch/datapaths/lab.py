@@ -38,6 +38,7 @@ STEADY_PORT, TRACKED_PORT, TUNNEL_PORT, BOND_PORT, FRESH_PORT = 10_000, 12_000, 
 EXACT = "move:NXM_OF_UDP_DST[]->NXM_NX_REG0[0..15],move:NXM_OF_UDP_SRC[]->NXM_NX_REG0[16..31]"
 PROBE_PROTOCOL, MOST_PROBES = 111, 9
 SESSION_SECONDS = 120.0
+MOST_FRESH = 3.0  # flows a second, each way, that are opened once
 DEFAULT_LIMIT_US, MOST_LIMIT_US = 50_000, 60_000_000
 
 
@@ -58,7 +59,9 @@ class Request(msgspec.Struct, frozen=True):
     datapath: str = "system"
     port_type: str = ""  # of the ports to the endpoints: "afxdp", or what the datapath makes of a device
     offload: bool = False
-    features: tuple[str, ...] = ()  # "conntrack", "sessions"
+    features: tuple[str, ...] = ()  # "conntrack", "tunnel", "bond"
+    bfd_misses: int = 3  # messages, one a second, until BFD gives up
+    lacp_time: str = "fast"  # "fast": each second, given up after three; "slow": each 30 s, after 90
     flows: int = 40
     rate: float = 40.0  # frames a second, each way and stream
     seconds: float = 3.0  # of traffic before and after each upgrade
@@ -97,12 +100,14 @@ class Lab:
         self._plain()
         if "conntrack" in self.request.features:
             self._tracked()
-        if "sessions" in self.request.features:
+        if {"tunnel", "bond"} & set(self.request.features):
             self.peer = self._switch(self.request.other_config)
             self.peers = {"switch": self.switch, "peer": self.peer}
+        if "tunnel" in self.request.features:
             self._tunnel()
+        if "bond" in self.request.features:
             self._bond()
-            wait_until(self._sessions_are_up, SESSION_SECONDS, "BFD and LACP to come up", pause=0.5)
+        wait_until(self._sessions_are_up, SESSION_SECONDS, "BFD and LACP to come up", pause=0.5)
 
     def _switch(self, other_config: Mapping[str, str]) -> PlainSwitch:
         switch = PlainSwitch(SwitchBuild(Path(self.request.build)), other_config)
@@ -123,7 +128,8 @@ class Lab:
                 for n in range(1, 1 + MOST_PROBES)
             ),
         )
-        steady, fresh = self.request.rate, self.request.rate / 4
+        # The switch drops flows when it has many and is slow in looking through them: a thousand, in a guest.
+        steady, fresh = self.request.rate, min(self.request.rate / 4, MOST_FRESH)
         self.traffic.steady("plain", self.one, self.other, flows=self.request.flows, rate=steady, port=STEADY_PORT)
         self.traffic.fresh("upcalls", self.one, self.other, rate=fresh, port=FRESH_PORT)
         if self.request.offload:
@@ -159,7 +165,7 @@ class Lab:
             self._bridge(switch, bridge)
             ends.append(self._endpoint(switch, bridge, "v1", address))
             options = ["type=vxlan", f"options:remote_ip={remote}", "options:key=5"]
-            bfd = ["bfd:enable=true", "bfd:min_tx=1000", "bfd:min_rx=1000"]
+            bfd = ["bfd:enable=true", "bfd:min_tx=1000", "bfd:min_rx=1000", f"bfd:mult={self.request.bfd_misses}"]
             switch.vsctl("add-port", bridge, "vx", "--", "set", "interface", "vx", *options, *bfd)
         self._steady("tunnel", ends, TUNNEL_PORT)
 
@@ -172,7 +178,7 @@ class Lab:
         for switch, address in ((self.switch, "10.4.0.1"), (self.peer, "10.4.0.2")):
             self._bridge(switch, bridge)
             ends.append(self._endpoint(switch, bridge, "b1", address))
-            settings = ["lacp=active", "bond_mode=balance-tcp", "other_config:lacp-time=fast"]
+            settings = ["lacp=active", "bond_mode=balance-tcp", f"other_config:lacp-time={self.request.lacp_time}"]
             # A balance that shifts flows of its own accord would change them whether or not there is an upgrade.
             settings.append("other_config:bond-rebalance-interval=0")
             switch.vsctl("add-bond", bridge, "bond0", "l1", "l2", *settings)
@@ -201,10 +207,9 @@ class Lab:
     def _sessions_are_up(self) -> bool:
         for switch in self.peers.values():
             states = switch.appctl("bfd/show"), switch.appctl("lacp/show")
-            up = len(_lines(states[0], "Local Session State: up")) == 1
-            negotiated = len(_lines(states[1], "status: active negotiated")) == 1
+            up = len(_lines(states[0], "Local Session State: up"))
             current = [line for line in _lines(states[1], "member: ") if "current attached" in line]
-            if not up or not negotiated or len(current) != 2:
+            if up != ("tunnel" in self.request.features) or len(current) != 2 * ("bond" in self.request.features):
                 return False
         return True
 
@@ -275,8 +280,8 @@ def carry_out(request: Request, say: Any) -> dict[str, Any]:
             if step.fixes is not None:
                 holes.append(_hole(lab.probe()))
                 facts.append(_closed(step, holes))
-                gone = not lab.revalidated()
-                facts.append(_revalidated(step, gone))
+                if step.fixes:
+                    facts.append(_revalidated(gone=not lab.revalidated()))
             steps.append({"name": step.name, "facts": [asdict(fact) for fact in facts], "document": document})
             say(f"{step.name}: {sum(fact.ok for fact in facts)} of {len(facts)} facts hold")
             before = after
@@ -317,11 +322,10 @@ def _word(step: Step) -> str:
     return "closed" if step.fixes else "open"
 
 
-def _revalidated(step: Step, gone: bool) -> Fact:
+def _revalidated(*, gone: bool) -> Fact:
     """A flow of the old code that is too wide for the new one: only its revalidators take it out."""
-    wanted = bool(step.fixes)
-    seen = "taken out" if gone else "there"
-    return Fact("too wide a flow of before, looked at by revalidators", "there", seen, gone == wanted)
+    name = "too wide a flow of before, looked at by revalidators"
+    return Fact(name, "there", "taken out" if gone else "there", gone)
 
 
 def _restarts(step: Step, document: Mapping[str, Any]) -> list[Fact]:

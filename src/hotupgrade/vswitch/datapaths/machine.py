@@ -51,7 +51,7 @@ class MachineOptions:
     """What the guest has, and how long it may take for everything."""
 
     processors: int = 2
-    memory_mib: int = 1536
+    memory_mib: int = 2560  # the host gives what is touched; a large build and its debug information are read whole
     seconds: float = 900.0
 
 

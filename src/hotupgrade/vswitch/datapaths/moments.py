@@ -124,9 +124,10 @@ def _about_flows(before: Moment, after: Moment) -> list[Fact]:
         Fact("packets that they count", str(total_before), _shown(total_after, back), not back),
         Fact("times of last use that went on", str(len(old)), _shown(len(here) - len(stale), stale), not stale),
     ]
-    offloaded = sum(flow.offloaded for flow in old.values())
+    offloaded = sum(flow.datapath == "tc" for flow in old.values())
     if offloaded:
-        facts.append(_equal("of them offloaded", offloaded, sum(new[u].offloaded for u in old if u in new)))
+        now = sum(new[ufid].datapath == "tc" for ufid in old if ufid in new)
+        facts.append(_equal("of them in traffic control", offloaded, now))
     return facts
 
 
@@ -189,7 +190,8 @@ def _about_filters(before: Mapping[str, int], after: Mapping[str, int]) -> list[
 
 
 def _passing(flow: DatapathFlow) -> bool:
-    return any(port is not None and port >= FRESH for port in flow.ports) or f"dst={PROBES}." in flow.match
+    once = any(port is not None and port >= FRESH for port in flow.ports) or f"dst={PROBES}." in flow.match
+    return once or flow.opens_connections
 
 
 def _passing_filter(name: str) -> bool:
@@ -221,10 +223,11 @@ def _read_sessions(
         if heading := re.match(r"^\s*member: ([^:]+):", line):
             member = heading[1]
         elif match := Number.match(line):
-            key = f"{name} {member} {match['name']}"
-            (exchanged if "PDUs" in match["name"] and "bad" not in match["name"].lower() else sessions)[key] = int(
-                match["count"]
-            )
+            key, count = f"{name} {member} {match['name']}", int(match["count"])
+            if match["name"] in ("TX PDUs", "RX PDUs"):
+                exchanged[key] = count
+            elif "Marker" not in match["name"]:
+                sessions[key] = count
     for line in switch.appctl("lacp/show").splitlines():
         if match := re.match(r"^\s*(member|status|actor state|partner state): (.*)$", line):
             member = match[2] if match[1] == "member" else member

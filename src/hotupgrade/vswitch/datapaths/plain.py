@@ -9,7 +9,7 @@ from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.processes import start_time
 from hotupgrade.vswitch.switch import Switch, SwitchOptions
 
-IDLE_MS = 120_000  # for as long a flow without packets stays cached: traffic is halted while it is counted
+IDLE_MS = 60_000  # for as long a flow without packets stays cached: traffic is halted while it is counted
 
 
 class PlainSwitch(Switch):

@@ -48,3 +48,11 @@ def test_filters_of_traffic_control() -> None:
     heading = {"protocol": "ip", "pref": 3, "kind": "flower", "chain": 0}
     found = packets_by_filter("p1", [heading, {**heading, "options": options}])
     assert found == {"p1 ip pref 3 handle 1 {'dst_port': 10003}": 7}
+
+
+def test_flows_that_open_connections() -> None:
+    line = "ufid:00, recirc_id(0x1),ct_state({}),in_port(t1), packets:1, bytes:9, used:1.0s, dp:ovs, actions:t2"
+    wanted = {"0x21/0x21": True, "0x22/0x22": False, "0/0x20": False, "0x22/0x23": False, "0/0": False}
+    for state, opens in wanted.items():
+        (flow,) = parse_datapath_flows(line.format(state))
+        assert flow.opens_connections is opens, state
