@@ -30,6 +30,7 @@ COPIES = frozenset((Code.MOVSB_M8_M8, Code.MOVSW_M16_M16, Code.MOVSD_M32_M32, Co
 FUNCTIONS = ("memcpy", "memmove", "__memcpy_chk", "__memmove_chk")
 SOURCE = (Register.RSI, Register.ESI, Register.SI, Register.SIL)
 IMMEDIATES = (0, 1, 2, 4)  # bytes of an instruction behind the displacement
+RELATIVE = 0x05  # ModRM: mod 0, r/m 5
 LEA_RSI = b"\x48\x8d\x35"
 LOOK_AHEAD = 16  # instructions; a compiler puts few between the two
 
@@ -68,19 +69,22 @@ def _edges(build: Build) -> Addresses:
 def _gaps_in_nameless_code(build: Build, edges: Addresses, gaps: npt.NDArray[np.intp]) -> set[int]:
     """Which gaps may be led to by code that has no name, and so is no function of ours.
 
-    Any four bytes of it count as a displacement, with whatever immediate operand behind them.
+    Any four bytes of it count as a displacement that may be one, behind a byte that says "relative to the instruction
+    pointer" (ModRM), with whatever immediate operand behind them.  What the linker makes itself leads to its slots.
     """
     spans = build.function_spans
     found: set[int] = set()
     for section in build.sections.values():
-        if not section.flags & SHF_EXECINSTR or section.type == SectionType.NOBITS:
+        linkers = section.name == ".plt" or section.name.startswith(".plt.")
+        if not section.flags & SHF_EXECINSTR or section.type == SectionType.NOBITS or linkers:
             continue
         code = build.image[section.vaddr : section.vaddr + section.size]
         named = np.zeros(len(code) + 1, np.int64)
         for edge, step in ((spans.start, 1), (spans.stop, -1)):
             np.add.at(named, np.clip(edge - section.vaddr, 0, len(code)), step)
         at = np.flatnonzero(np.cumsum(named[:-1]) == 0)
-        at = at[at + 4 <= len(code)]
+        at = at[(at > 0) & (at + 4 <= len(code))]
+        at = at[(code[at - 1] & 0xC7) == RELATIVE]
         displacement = code[at[:, None] + np.arange(4)].copy().view("<i4")[:, 0].astype(np.int64)
         for behind in IMMEDIATES:
             places = np.searchsorted(edges, section.vaddr + at + 4 + behind + displacement, side="right")
