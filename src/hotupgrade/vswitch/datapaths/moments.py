@@ -18,6 +18,7 @@ from hotupgrade.vswitch.statistics import Datapath
 FRESH = 32768  # flows that are opened once only have a port from here on; they may end when they like
 PROBES = "192.168.1"  # destinations of packets whose cached flow shows whether CVE-2023-1668 is there
 USED_BLUR = 1.5  # seconds: what the reading takes, and how seldom the switch asks
+IN_USE = 15.0  # seconds that a flow of a stream may be without a packet: while traffic is halted and read, in a guest
 WRONG = ("|EMER|", "assertion", "Segmentation", "SIGSEGV", "terminated by", "double free", "corrupt", "panic")
 
 Number = re.compile(r"^\s*(?P<name>[^:]+?)\s*:\s*(?P<count>\d+)\s*$", re.MULTILINE)
@@ -46,8 +47,8 @@ class Moment:
 
     @property
     def kept_flows(self) -> dict[str, DatapathFlow]:
-        """Those of streams that go on."""
-        return {ufid: flow for ufid, flow in self.flows.items() if not _passing(flow)}
+        """Those of streams that go on.  Others, as of the time before a bridge had learnt an address, may end."""
+        return {ufid: flow for ufid, flow in self.flows.items() if _in_use(flow) and not _passing(flow)}
 
 
 def take(
@@ -112,13 +113,13 @@ def compare(before: Moment, after: Moment) -> tuple[Fact, ...]:
 
 
 def _about_flows(before: Moment, after: Moment) -> list[Fact]:
-    old, new = before.kept_flows, after.kept_flows
+    old, new = before.kept_flows, after.flows
     changed = [flow.rule for ufid, flow in old.items() if ufid not in new or new[ufid].rule != flow.rule]
     kept = len(old) - len(changed)
     here = [(flow, new[ufid]) for ufid, flow in old.items() if ufid in new]
     back = [one.rule for one, other in here if other.packets < one.packets]
     stale = [one.rule for one, other in here if not _used_later(one, before.at, other, after.at)]
-    total_before, total_after = (sum(flow.packets for flow in flows.values()) for flows in (old, new))
+    total_before, total_after = (sum(pair[side].packets for pair in here) for side in (0, 1))
     facts = [
         Fact("flows in the datapath, by id", str(len(old)), _shown(kept, changed), bool(old) and not changed),
         Fact("packets that they count", str(total_before), _shown(total_after, back), not back),
@@ -150,7 +151,7 @@ def _exact(before: Moment, after: Moment) -> list[Fact]:
     sent = {_way(tally, port): count for tally in after.tallies for port, count in tally.by_flow.items()}
     earlier = {_way(tally, port): count for tally in before.tallies for port, count in tally.by_flow.items()}
     differing, counted = [], 0
-    for ufid, flow in after.kept_flows.items():
+    for ufid, flow in after.flows.items():
         key = _way_of(flow)
         if key not in sent or ufid not in before.flows:
             continue
@@ -187,6 +188,10 @@ def _about_filters(before: Mapping[str, int], after: Mapping[str, int]) -> list[
         ),
         Fact("packets that they count", str(counts[0]), _shown(counts[1], back), not back and counts[1] > counts[0]),
     ]
+
+
+def _in_use(flow: DatapathFlow) -> bool:
+    return flow.used is not None and flow.used < IN_USE
 
 
 def _passing(flow: DatapathFlow) -> bool:

@@ -91,3 +91,8 @@ def test_a_flow_that_was_made_anew_counts_from_nothing() -> None:
         "packets that they count",
         "flows that counted what was sent, to the packet",
     }
+
+
+def test_a_flow_that_was_out_of_use_may_end() -> None:
+    before = moment(flows={"a": flow(10_000, 9), "d": flow(10_001, 5, used=40.0)})
+    assert [fact.name for fact in compare(before, moment(**LATER)) if not fact.ok] == []
