@@ -142,7 +142,7 @@ def victim(build: Builder, start: Start, tmp_path: Path) -> Callable[[], Spinnin
     return lambda: SpinningVictim(build, start, tmp_path / "facts")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("everything", [False, True], ids=["the-tool", "its-helper-too"])
 def test_killed_in_a_first_upgrade(
@@ -154,7 +154,7 @@ def test_killed_in_a_first_upgrade(
     assert tally.kills >= 5, str(tally)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("hold", [0.0, 0.05], ids=["at-once", "held"])
 def test_killed_later(victim: Callable[[], SpinningVictim], driver: Driver, stepper: Stepper, hold: float) -> None:

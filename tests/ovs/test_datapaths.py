@@ -46,6 +46,7 @@ def check(case: Case, kernel: Path) -> dict[str, object]:
 # In the kernel.
 
 
+@pytest.mark.full
 def test_kernel(vulnerable: SwitchBuild, fixed: SwitchBuild, kernel: Path) -> None:
     check(cases.KERNEL, kernel)
 
