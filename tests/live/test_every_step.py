@@ -53,7 +53,7 @@ def test_upgrades_and_rollbacks(build: Builder, start: Start, driver: Driver, st
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("hold", [0.0, 0.05], ids=["at-once", "held"])
+@pytest.mark.parametrize("hold", [0.0, pytest.param(0.05, marks=pytest.mark.full)], ids=["at-once", "held"])
 def test_threads_that_are_restarted(
     build: Builder, start: Start, driver: Driver, stepper: Stepper, hold: float
 ) -> None:
@@ -70,7 +70,7 @@ def test_threads_that_are_restarted(
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("kind", ["stubborn", "deaf"])
+@pytest.mark.parametrize("kind", ["stubborn", pytest.param("deaf", marks=pytest.mark.full)])
 def test_a_thread_refuses_to_leave(build: Builder, start: Start, driver: Driver, stepper: Stepper, kind: str) -> None:
     """The tool is killed at any step, also while it takes back what it did; then the next command puts all right."""
     there = Loops(start, build, loops(build, 1), **{kind: 1, "latched": 1, "safe": 1})

@@ -73,7 +73,9 @@ def test_offload(vulnerable: SwitchBuild, fixed: SwitchBuild, kernel: Path) -> N
 # In user space.
 
 
-@pytest.mark.parametrize("case", [cases.USER, cases.USER_AFXDP], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [cases.USER, pytest.param(cases.USER_AFXDP, marks=pytest.mark.full)], ids=lambda case: case.name
+)
 def test_user_space(vulnerable: SwitchBuild, fixed: SwitchBuild, case: Case, tmp_path: Path) -> None:
     check(case, tmp_path)
 

@@ -51,7 +51,8 @@ def test_other_shapes(fixed: SwitchBuild, queues: int, null_ports: int, cores: i
         guest.wait_for(20_000, seconds=90)
         pmds = switch.pmd_statistics()
         assert [pmd.packets > 1000 for pmd in pmds] == [True] * cores, pmds
-        check_nothing_lost(switch, guest)
+        # The switch drops what meets its main thread at the lock of the upcalls, and counts it: the first packets may.
+        check_losses_are_accounted_for(switch, guest, others=bool(null_ports))
 
 
 def test_a_pause_loses_nothing(fixed: SwitchBuild) -> None:

@@ -193,6 +193,7 @@ def _until_done(switch: Switch, command: str, *words: str) -> Document:
     raise AssertionError(document)
 
 
+@pytest.mark.full
 def test_every_loop_goes_on_in_the_new_build(fixed: SwitchBuild, loops: SwitchBuild) -> None:
     with bed(fixed) as (switch, guest), churn.monitored_port(switch), controller(switch):
         guest.circulate()
@@ -227,7 +228,7 @@ def test_there_and_back(fixed: SwitchBuild, loops: SwitchBuild) -> None:
         check_log(switch.log())
 
 
-@pytest.mark.parametrize("smc", [False, True])
+@pytest.mark.parametrize("smc", [pytest.param(False, marks=pytest.mark.full), True])
 def test_caches_stay_warm(fixed: SwitchBuild, loops: SwitchBuild, smc: bool) -> None:
     """One port's packets are in the exact match cache, the other's cannot be: the shares stay, and no packet of the
     first port had to be looked up again."""
@@ -315,6 +316,7 @@ def test_ends_cleanly_afterwards(
             check_log(switch.log())
 
 
+@pytest.mark.full
 def test_changes_meanwhile(fixed: SwitchBuild, loops: SwitchBuild) -> None:
     """Flows, ports, bridges and queues come and go while threads are restarted."""
     changes = (churn.change_flows, churn.change_ports, churn.change_bridges, churn.rebalance)
@@ -372,7 +374,7 @@ def code(switch: Switch) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("how", ["stubborn", "deaf"])
+@pytest.mark.parametrize("how", ["stubborn", pytest.param("deaf", marks=pytest.mark.full)])
 def test_a_thread_that_does_not_leave_stays(stubborn: SwitchBuild, loops: SwitchBuild, how: str) -> None:
     """All or nothing: the switch is as it was before, and the same upgrade works as soon as the thread listens."""
     with bed(stubborn) as (switch, guest), controller(switch):

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from hotupgrade.vswitch import baseline, vulnerability
-from hotupgrade.vswitch.builds import SwitchBuild, find_build
+from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.switch import Switch
-from ovs.conftest import BUILDS
 from ovs.harness import (
     ALL,
     NONE,
@@ -82,14 +81,15 @@ def test_the_library_that_is_proven(vulnerable: SwitchBuild, fixed: SwitchBuild,
 
 
 @pytest.fixture
-def static_builds(tmp_path: Path) -> tuple[SwitchBuild, SwitchBuild]:
+def static_builds(build_static: Callable[..., SwitchBuild], tmp_path: Path) -> tuple[SwitchBuild, SwitchBuild]:
     """The program as Debian links it, stripped, without and with the patches."""
     program = "ovs-vswitchd"
-    builds = [find_build(f"{name}-static", BUILDS) for name in ("vulnerable", "fixed")]
+    builds = [build_static(name) for name in ("vulnerable", "fixed")]
     old, new = (bare(build, tmp_path / build.name, build.program(program)) for build in builds)
     return old, new
 
 
+@pytest.mark.full
 def test_the_program_that_is_not(static_builds: tuple[SwitchBuild, SwitchBuild]) -> None:
     """netdev_tc_flow_put() has variables of its own, which no other code names: refused, and nothing was touched."""
     old, new = static_builds
