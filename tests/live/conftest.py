@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from live.harness import Builder, HotUpgrade, Program
+from live.harness import Builder, Driver, HotUpgrade, Program
+from live.steps import Stepper
 
 LIMIT_S = 60
 
@@ -60,3 +61,15 @@ def start() -> Iterator[Start]:
     yield begin
     for program in programs:
         program.kill()
+
+
+@pytest.fixture(scope="module")
+def stepper(hu: HotUpgrade) -> Iterator[Stepper]:
+    with Stepper(hu.environment) as stepper:
+        yield stepper
+
+
+@pytest.fixture(scope="module")
+def driver(hu: HotUpgrade) -> Iterator[Driver]:
+    with Driver(hu) as driver:
+        yield driver

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from live import stress
 from live.conftest import Start
-from live.harness import NOT_NOW, Builder, Driver, HotUpgrade, until
+from live.harness import NOT_NOW, Builder, Driver, until
 from live.kills import LoopVictim, Tally, Victim, steps_of_a_first_upgrade, steps_of_later_ones
 from live.loops import PROFILED, Loops, loops
 from live.steps import Stepper
 
 MOST_STEPS = 5000  # more than any run takes
-
-
-@pytest.fixture(scope="module")
-def stepper(hu: HotUpgrade) -> Iterator[Stepper]:
-    with Stepper(hu.environment) as stepper:
-        yield stepper
-
-
-@pytest.fixture(scope="module")
-def driver(hu: HotUpgrade) -> Iterator[Driver]:
-    with Driver(hu) as driver:
-        yield driver
 
 
 @pytest.mark.slow

@@ -125,18 +125,6 @@ class SpinningVictim(Victim):
         return 0
 
 
-@pytest.fixture(scope="module")
-def stepper(hu: HotUpgrade) -> Iterator[Stepper]:
-    with Stepper(hu.environment) as stepper:
-        yield stepper
-
-
-@pytest.fixture(scope="module")
-def driver(hu: HotUpgrade) -> Iterator[Driver]:
-    with Driver(hu) as driver:
-        yield driver
-
-
 @pytest.fixture
 def victim(build: Builder, start: Start, tmp_path: Path) -> Callable[[], SpinningVictim]:
     return lambda: SpinningVictim(build, start, tmp_path / "facts")

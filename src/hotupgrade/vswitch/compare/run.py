@@ -13,7 +13,6 @@ from typing import Any
 
 from hotupgrade.vswitch import baseline
 from hotupgrade.vswitch.builds import SwitchBuild
-from hotupgrade.vswitch.compare.measurement import Measurement
 from hotupgrade.vswitch.compare.meter import Meter, prove
 from hotupgrade.vswitch.compare.network import Network
 from hotupgrade.vswitch.compare.ways import WAYS, Way, look
@@ -136,9 +135,3 @@ def _head(settings: Settings) -> Document:
         "machine": {"kernel": platform.release(), "cores": os.cpu_count()},
         "settings": {"runs": settings.runs, "pps": settings.pps, "flows": settings.flows, "ring": RING},
     }
-
-
-def measured(document: Document, key: str) -> list[Measurement]:
-    """The runs of one way, as measured."""
-    way = next(way for way in document["ways"] if way["key"] == key)
-    return [Measurement(**{k: v for k, v in row["traffic"].items() if k != "break_ms"}) for row in way["runs"]]

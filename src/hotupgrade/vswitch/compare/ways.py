@@ -12,10 +12,10 @@ from typing import Any
 
 from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.demo import LIBRARIES
 from hotupgrade.vswitch.switch import Switch
 
 Document = dict[str, Any]
-LIBRARIES = ("libopenvswitch", "libofproto")
 _ATTEMPTS, _LIMIT_S = 5, 60.0
 _NOT_NOW = 4  # exit code
 CONTROL_S = 2.0
@@ -29,7 +29,7 @@ class Way:
     key: str
     title: str
     go: Callable[[Switch, SwitchBuild], Document]
-    back: Callable[[Switch, SwitchBuild], None]
+    back: Callable[[Switch, SwitchBuild], object]
 
 
 def restart(switch: Switch, build: SwitchBuild) -> Document:
@@ -37,28 +37,26 @@ def restart(switch: Switch, build: SwitchBuild) -> Document:
 
     Source: Open vSwitch 3.1, utilities/ovs-ctl.in (restart, save_flows_if_required, restore_flows) and ovs-save.in.
     """
-    flows = {bridge: _rules(switch, bridge) for bridge in switch.bridges()}
-    switch.end_daemon()
-    switch.vsctl("--no-wait", "set", "Open_vSwitch", ".", "other_config:flow-restore-wait=true")
-    switch.start_daemon(build)
-    for bridge, rules in flows.items():
-        switch.ofctl("add-flows", bridge, "-", text="\n".join(rules) + "\n")
-    switch.vsctl("--if-exists", "remove", "Open_vSwitch", ".", "other_config", "flow-restore-wait=true")
-    return {}
+    return _started_anew(switch, build, hold=True)
 
 
 def stop_and_start(switch: Switch, build: SwitchBuild) -> Document:
     """What the upgrade of a package does: stop, start; a controller brings the flows, and here has them at hand."""
+    return _started_anew(switch, build, hold=False)
+
+
+def _started_anew(switch: Switch, build: SwitchBuild, *, hold: bool) -> Document:
+    """``hold``: the datapath waits until the flows are restored."""
     flows = {bridge: _rules(switch, bridge) for bridge in switch.bridges()}
     switch.end_daemon()
+    if hold:
+        switch.vsctl("--no-wait", "set", "Open_vSwitch", ".", "other_config:flow-restore-wait=true")
     switch.start_daemon(build)
     for bridge, rules in flows.items():
         switch.ofctl("add-flows", bridge, "-", text="\n".join(rules) + "\n")
+    if hold:
+        switch.vsctl("--if-exists", "remove", "Open_vSwitch", ".", "other_config", "flow-restore-wait=true")
     return {}
-
-
-def _restart_back(switch: Switch, build: SwitchBuild) -> None:
-    restart(switch, build)
 
 
 def hot(*options: str) -> Callable[[Switch, SwitchBuild], Document]:
@@ -117,8 +115,8 @@ def _nothing_back(_: Switch, __: SwitchBuild) -> None:
 
 WAYS = (
     Way("nothing", "Nothing (control)", nothing, _nothing_back),
-    Way("restart", "Restart, flows saved and restored (ovs-ctl restart)", restart, _restart_back),
-    Way("stop-start", "Stop and start, flows from a controller", stop_and_start, _restart_back),
+    Way("restart", "Restart, flows saved and restored (ovs-ctl restart)", restart, restart),
+    Way("stop-start", "Stop and start, flows from a controller", stop_and_start, restart),
     Way("hot", "Hot upgrade, changed functions only", hot(), _roll_back),
     Way("hot-whole", "Hot upgrade, every function (--whole)", hot("--whole"), _roll_back),
 )
