@@ -69,7 +69,7 @@ def measure(sent: Seen, received: Seen, event_ns: int) -> Measurement:
     offered = (len(numbers) - 1) / (int(sent_at[-1] - sent_at[0]) / NS)
     lost = len(numbers) - int(arrived.sum())
     # What never came is a gap, too: from the packet before the first, and up to the one after the last.
-    spacing = int(NS / offered)
+    spacing = round(NS / offered)
     edges = np.sort(np.concatenate([sent_at[:1] - spacing, arrivals, sent_at[-1:] + spacing]))
     gaps = np.diff(edges)
     longest = int(np.argmax(gaps))
