@@ -71,5 +71,6 @@ def stepper(hu: HotUpgrade) -> Iterator[Stepper]:
 
 @pytest.fixture(scope="module")
 def driver(hu: HotUpgrade) -> Iterator[Driver]:
+    """The command in one process, for the many runs of it in a module."""
     with Driver(hu) as driver:
         yield driver

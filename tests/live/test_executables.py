@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,13 +36,6 @@ FLAVOURS = {
     "gold": Options(flags=(*EXPORTING, "-fuse-ld=gold")),
     "fpic": Options(flags=("-fPIC", "-pie", "-rdynamic")),
 }
-
-
-@pytest.fixture(scope="module")
-def driver(hu: HotUpgrade) -> Iterator[Driver]:
-    """The command in one process, for the many runs of it here."""
-    with Driver(hu) as running:
-        yield running
 
 
 @pytest.mark.timeout(120)

@@ -11,7 +11,6 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ from live import stress
 from live.conftest import Start
 from live.harness import DONE, NOBODY, NOT_NOW, REFUSED, Builder, Driver, HotUpgrade, Options, Program, running, until
 from live.kills import Tally, Victim
-
-
-@pytest.fixture(scope="module")
-def driver(hu: HotUpgrade) -> Iterator[Driver]:
-    with Driver(hu) as driver:
-        yield driver
-
 
 # The process ends, or is another.
 

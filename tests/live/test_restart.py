@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,12 +30,6 @@ FLAVOURS = {
 }
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def driver(hu: HotUpgrade) -> Iterator[Driver]:
-    with Driver(hu) as driver:
-        yield driver
 
 
 @pytest.mark.parametrize("kind", EACH)

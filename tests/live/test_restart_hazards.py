@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from live.conftest import Start
-from live.harness import Builder, Driver, HotUpgrade, until
+from live.harness import Builder, Driver, until
 from live.loops import PROFILED, Loops, loops, switch
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def driver(hu: HotUpgrade) -> Iterator[Driver]:
-    with Driver(hu) as driver:
-        yield driver
 
 
 def back_and_forth(driver: Driver, there: Loops, build: Builder, times: int) -> None:

@@ -36,6 +36,11 @@ def owner() -> str:
     return f"{os.getpid()}-{start_time(os.getpid())}"
 
 
+def in_network_of(pid: int) -> tuple[str, ...]:
+    """What, put before a command, runs it in the network namespace of a process."""
+    return ("nsenter", f"--net=/proc/{pid}/ns/net", "--")
+
+
 def spawn(
     command: Sequence[str | Path],
     environment: Mapping[str, str],
@@ -51,7 +56,7 @@ def spawn(
     """
     network: tuple[str, ...] = ("unshare", "--net", "--") if own_network else ()
     if network_of is not None:
-        network = ("nsenter", f"--net=/proc/{network_of}/ns/net", "--")
+        network = in_network_of(network_of)
     wrapped = [*DIE_WITH_US, *network, *map(str, command)]
     return subprocess.Popen(
         wrapped, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"

@@ -14,7 +14,7 @@ from typing import Any
 from hotupgrade.vswitch import baseline
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare.meter import Meter, prove
-from hotupgrade.vswitch.compare.network import Network
+from hotupgrade.vswitch.compare.network import Network, network
 from hotupgrade.vswitch.compare.ways import WAYS, Way, look
 from hotupgrade.vswitch.switch import BRIDGE, Switch, SwitchOptions
 
@@ -39,14 +39,14 @@ class Settings:
 @contextmanager
 def bed(build: SwitchBuild, flows: int) -> Iterator[tuple[Switch, Network]]:
     """A switch whose polling thread forwards between two veth interfaces."""
-    with Network(PAIRS) as network:
+    with network(PAIRS) as made:
         devices = tuple(f"net_af_packet{i},iface={pair[1]},framecnt={RING}" for i, pair in enumerate(PAIRS))
-        options = SwitchOptions(devices=devices, network_of=network.pid)
+        options = SwitchOptions(devices=devices, network_of=made.pid)
         with Switch(build, options) as switch:
             for first in range(0, flows, 10_000):
                 rules = (_rule(number) for number in range(first, min(first + 10_000, flows)))
                 switch.ofctl("add-flows", BRIDGE, "-", text="\n".join(rules) + "\n")
-            yield switch, network
+            yield switch, made
 
 
 def _rule(number: int) -> str:
@@ -61,8 +61,8 @@ def compare(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Callabl
         HotUpgradeError: the meter cannot be trusted here, or a way failed.
     """
     ways = [way for way in WAYS if not settings.only or way.key in settings.only]
-    with bed(old, settings.flows) as (switch, network):
-        meter = Meter(network, PAIRS[0][0], PAIRS[1][0], settings.pps)
+    with bed(old, settings.flows) as (switch, made):
+        meter = Meter(made, PAIRS[0][0], PAIRS[1][0], settings.pps)
         say("the meter: pauses made on purpose")
         proof = prove(meter, switch.pid)
         document = _head(settings) | {

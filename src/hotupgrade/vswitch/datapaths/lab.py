@@ -26,10 +26,10 @@ from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.datapaths import moments
 from hotupgrade.vswitch.datapaths.flows import parse_datapath_flows
 from hotupgrade.vswitch.datapaths.moments import PROBES, Moment
-from hotupgrade.vswitch.datapaths.namespaces import Namespace
 from hotupgrade.vswitch.datapaths.plain import PlainSwitch
 from hotupgrade.vswitch.datapaths.streams import Endpoint, Traffic, endpoint
 from hotupgrade.vswitch.demo import run_hotupgrade
+from hotupgrade.vswitch.namespaces import Namespace
 from hotupgrade.vswitch.processes import wait_until
 
 BRIDGE = "br0"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from hotupgrade.vswitch.baseline import Fact
 from hotupgrade.vswitch.datapaths.flows import DatapathFlow, packets_by_filter, parse_datapath_flows
-from hotupgrade.vswitch.datapaths.namespaces import Namespace
 from hotupgrade.vswitch.datapaths.plain import PlainSwitch
 from hotupgrade.vswitch.datapaths.streams import Tally
+from hotupgrade.vswitch.namespaces import Namespace
 from hotupgrade.vswitch.statistics import Datapath
 
 FRESH = 32768  # flows that are opened once only have a port from here on; they may end when they like

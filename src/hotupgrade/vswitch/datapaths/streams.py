@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hotupgrade.errors import NotNow, Reason
-from hotupgrade.vswitch.datapaths.namespaces import Namespace
-from hotupgrade.vswitch.processes import DIE_WITH_US, end, wait_until
+from hotupgrade.vswitch.namespaces import Namespace, private_namespace
+from hotupgrade.vswitch.processes import DIE_WITH_US, end, in_network_of
 
 # It needs nothing but Python itself, and starts much faster if told so: in a guest that counts.
 PROGRAM = ("-S", "-E", "-P", str(Path(__file__).with_name("endpoint.py")))
@@ -30,16 +29,10 @@ class Endpoint:
 
     name: str
     address: str
+    namespace: Namespace  # made with the endpoint, before its device
     device: str = "eth0"
     _process: subprocess.Popen[str] | None = None
-    _holder: subprocess.Popen[bytes] | None = None
     mac: str = ""
-
-    @cached_property
-    def namespace(self) -> Namespace:
-        """Made with the endpoint, before its device."""
-        assert self._holder is not None
-        return Namespace(self._holder.pid)
 
     def ask(self, do: str, **words: Any) -> dict[str, Any]:
         assert self._process is not None
@@ -50,14 +43,11 @@ class Endpoint:
 
     def listen(self) -> None:
         """Start the program; its device is there."""
-        command = [*self._enter(), sys.executable, *PROGRAM, self.device]
+        command = [*in_network_of(self.namespace.pid), sys.executable, *PROGRAM, self.device]
         self._process = subprocess.Popen(
             [*DIE_WITH_US, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self.mac = str(self._answer()["mac"])
-
-    def _enter(self) -> tuple[str, ...]:
-        return ("nsenter", f"--net=/proc/{self.namespace.pid}/ns/net", "--")
 
     def _answer(self) -> dict[str, Any]:
         assert self._process is not None
@@ -70,37 +60,19 @@ class Endpoint:
         return found
 
     def _close(self) -> None:
-        for process in (self._process, self._holder):
-            if process is not None:
-                end(process)  # type: ignore[arg-type]  # text or bytes: nothing is read
+        if self._process is not None:
+            end(self._process)  # type: ignore[arg-type]  # text or bytes: nothing is read
 
 
 @contextmanager
 def endpoint(name: str, address: str) -> Iterator[Endpoint]:
-    """An endpoint in a namespace of its own, which a sleeping process keeps."""
-    made = Endpoint(name, address)
-    command = [*DIE_WITH_US, "unshare", "--net", "--", "sleep", "infinity"]
-    made._holder = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    try:
-        _wait_for_namespace(made._holder.pid)
-        made.namespace.silence()
-        yield made
-    finally:
-        made._close()
-
-
-def _wait_for_namespace(pid: int) -> None:
-    """Until the process is in another namespace than we are."""
-
-    def apart() -> bool:
-        own, other = (_namespace_of(who) for who in ("self", str(pid)))
-        return own != other
-
-    wait_until(apart, 20.0, "a network namespace")
-
-
-def _namespace_of(pid: str) -> str:
-    return str(Path(f"/proc/{pid}/ns/net").readlink())
+    """An endpoint in a namespace of its own."""
+    with private_namespace() as namespace:
+        made = Endpoint(name, address, namespace)
+        try:
+            yield made
+        finally:
+            made._close()
 
 
 @dataclass(frozen=True)

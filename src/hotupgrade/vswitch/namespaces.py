@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hotupgrade.errors import NotNow, Reason
+from hotupgrade.vswitch.processes import DIE_WITH_US, end, in_network_of, wait_until
 
 COMMAND_SECONDS = 60.0
 QUIET = ("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.default.disable_ipv6")
@@ -26,7 +29,7 @@ class Namespace:
         Raises:
             NotNow: it failed.
         """
-        return run(["nsenter", f"--net=/proc/{self.pid}/ns/net", "--", *command])
+        return run([*in_network_of(self.pid), *command])
 
     def ip(self, *words: str) -> str:
         return self.run("ip", *words)
@@ -56,6 +59,23 @@ class Namespace:
         if not isinstance(found, list):
             raise NotNow(Reason("tool", command[0], f"{' '.join(command)} printed no list: {text[:200]}"))
         return found
+
+
+@contextmanager
+def private_namespace() -> Iterator[Namespace]:
+    """A silent namespace of its own, which a sleeping process keeps."""
+    holder = subprocess.Popen([*DIE_WITH_US, "unshare", "--net", "--", "sleep", "infinity"], stdin=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _namespace_of(holder.pid) != _namespace_of("self"), 20.0, "a network namespace")
+        made = Namespace(holder.pid)
+        made.silence()
+        yield made
+    finally:
+        end(holder)
+
+
+def _namespace_of(process: int | str) -> Path:
+    return Path(f"/proc/{process}/ns/net").readlink()
 
 
 def run(command: Sequence[str]) -> str:
