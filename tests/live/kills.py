@@ -120,6 +120,7 @@ class LoopVictim(Victim):
         self.program = self._loops.program
         self.program.ask("sleepers")
         self.threads = set(self.program.threads())
+        until(self.unblocked, 2, "every new thread has the mask of its own: it blocks every signal until it runs")
         self._loops.threads = self._loops.described()
         self.handled = (self.mask("SigCgt"), self.mask("SigIgn"))
         self.disturbed = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Thread:
     affinity: frozenset[int]
     nice: int
     policy: int
-    blocked: str
+    blocked: int  # without SIGUSR2, which the kernel takes out while a thread waits for it
 
 
 class Loops:
@@ -169,7 +170,7 @@ def _thread(pid: int, tid: int) -> Thread:
         frozenset(os.sched_getaffinity(tid)),
         int(fields[16]),
         int(fields[38]),
-        blocked,
+        int(blocked, 16) & ~(1 << signal.SIGUSR2 - 1),
     )
 
 
