@@ -55,16 +55,19 @@ def check_nothing_lost(switch: Switch, guest: Guest) -> None:
         assert (port.missed, port.receive_errors, port.no_buffer, port.send_errors) == (0, 0, 0, 0)
 
 
-def check_losses_are_accounted_for(switch: Switch, guest: Guest, *, others: bool = False) -> None:
+def check_losses_are_accounted_for(switch: Switch, guest: Guest, *, others: bool = False, earlier: int = 0) -> int:
     """End the circulation; what is missing is what the switch, while it locked out upcalls, dropped and counted.
 
-    ``others``: there were other ports with traffic, whose packets may have been dropped as well.
+    ``others``: there were other ports with traffic, whose packets may have been dropped as well.  ``earlier``: what
+    was missing after circulations before this one.  Returns that and what is missing now.
     """
     tally = guest.collect()
     assert tally.dropped == 0
     assert tally.launched - tally.collected == tally.lost
-    wait_until(lambda: locked_out(switch) >= tally.lost, COUNTED_SECONDS, f"{tally.lost} drops to be counted")
-    assert others or locked_out(switch) == tally.lost, (tally, switch.drops())
+    lost = earlier + tally.lost
+    wait_until(lambda: locked_out(switch) >= lost, COUNTED_SECONDS, f"{lost} drops to be counted")
+    assert others or locked_out(switch) == lost, (tally, earlier, switch.drops())
+    return lost
 
 
 def locked_out(switch: Switch) -> int:
