@@ -46,7 +46,6 @@ def check(case: Case, kernel: Path) -> dict[str, object]:
 # In the kernel.
 
 
-@pytest.mark.full
 def test_kernel(vulnerable: SwitchBuild, fixed: SwitchBuild, kernel: Path) -> None:
     check(cases.KERNEL, kernel)
 

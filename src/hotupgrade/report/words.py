@@ -15,6 +15,8 @@ from hotupgrade.report.restarts import DOORS, UNMOVED, Group, Restart, groups, r
 Document = dict[str, Any]
 
 _MANY = 12
+#: Rows of the history; a table of thousands, which nobody reads on a terminal, takes seconds to lay out.
+_LAST = 100
 #: Notes that an explanation holds in full.
 _EXPLAINED = ("initial-changed", "duties-changed", "applies-from-now-on")
 
@@ -266,7 +268,10 @@ def _history(console: Console, document: Document) -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("time", "what", "process", "generation", "modules", "busy break"):
         table.add_column(title)
-    for entry in document["entries"]:
+    entries = document["entries"]
+    if len(entries) > _LAST:
+        console.print(f"{len(entries) - _LAST:,} earlier entries: hotupgrade history --json", style="dim")
+    for entry in entries[-_LAST:]:
         table.add_row(
             str(entry.get("time", "")),
             str(entry.get("command", "")),

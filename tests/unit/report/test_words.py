@@ -1,4 +1,4 @@
-"""What is printed on a terminal about threads that were restarted."""
+"""What is printed on a terminal: about threads that were restarted, and the history."""
 
 from __future__ import annotations
 
@@ -88,3 +88,11 @@ def test_a_settling_stop_without_busy_threads_or_none(
     lines = printed(document() | {"settle_us": settle}, capsys)
     expected = ["  one more stop to tidy up: busy threads –, longest 30.0 µs"] if settle else []
     assert [line for line in lines if "tidy" in line] == expected
+
+
+def test_a_long_history_shows_the_last_entries_and_where_the_others_are(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [{"time": f"then-{number}", "command": "upgrade", "pid": 1, "generation": 1} for number in range(1102)]
+    lines = printed({"command": "history", "ok": True, "entries": entries}, capsys)
+    assert lines[0] == "1,002 earlier entries: hotupgrade history --json"
+    assert [line.split()[0] for line in lines[2:]] == [f"then-{number}" for number in range(1002, 1102)]
+    assert "earlier" not in "".join(printed({"command": "history", "ok": True, "entries": entries[:100]}, capsys))
