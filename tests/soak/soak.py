@@ -308,6 +308,23 @@ def open_vswitch_restarts(soak: Soak, item: Item, until: float) -> None:
     item.reached = restarts(soak.hu, soak.seed, until, report)
 
 
+def open_vswitch_first(soak: Soak, item: Item, until: float) -> None:
+    """Switches that have only just started."""
+    from hotupgrade.vswitch.builds import find_build
+    from hotupgrade.vswitch.demo import LIBRARIES
+    from soak.fresh import first_upgrades
+
+    goal = int(item.goal.split()[0])
+    vulnerable, fixed = (find_build(name, ROOT / "build" / "ovs") for name in ("vulnerable", "fixed"))
+
+    def over(switches: int) -> bool:
+        item.reached = switches >= goal
+        return item.reached or time.monotonic() > until
+
+    files = [fixed.library(name) for name in LIBRARIES]
+    first_upgrades(soak.hu, soak.seed, over, vulnerable, files, item.numbers.update)
+
+
 def _while_time(numbers: Iterable[int], until: float) -> Iterator[int]:
     for number in numbers:
         if time.monotonic() > until:
@@ -330,6 +347,7 @@ ITEMS: list[tuple[str, str, float, Callable[[Soak, Item, float], None]]] = [
         0.3,
         open_vswitch_restarts,
     ),
+    ("Open vSwitch has just started", "60 switches, each upgraded for the first time", 0.2, open_vswitch_first),
     ("kills at random", "300 kills", 0.08, kills_at_random),
     ("ends at every step", "exec and exit, before every step", 0.12, ends_at_steps),
     ("executes another program", "300 runs", 0.06, executes_another),
@@ -393,7 +411,7 @@ def main() -> int:
             item = Item(name, goal)
             items.append(item)
             left = end - time.monotonic()
-            if os.geteuid() != 0 and work in (open_vswitch, open_vswitch_restarts):
+            if os.geteuid() != 0 and work in (open_vswitch, open_vswitch_restarts, open_vswitch_first):
                 say(f"{name}: left out, it needs root")
                 continue
             if left > 0:
