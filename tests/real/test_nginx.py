@@ -43,7 +43,7 @@ http {{
     uwsgi_temp_path {place}/uwsgi; scgi_temp_path {place}/scgi;
     keepalive_requests 100000000;
     ssl_certificate {place}/certificate; ssl_certificate_key {place}/key;
-    ssl_session_timeout 30d;
+    ssl_protocols TLSv1.2 TLSv1.3; ssl_session_timeout 30d;
     server {{
         listen 127.0.0.1:{plain}; listen 127.0.0.1:{tls} ssl;
         location / {{ root {place}/pages; }}

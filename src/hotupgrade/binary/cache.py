@@ -28,7 +28,7 @@ from hotupgrade.binary.debug.model import Debug, checked
 from hotupgrade.binary.model import Form, References, TargetKind
 from hotupgrade.binary.separate.find import NOWHERE, Search
 
-FORMAT = 17  # raise it whenever the meaning of an entry or the way to find its contents changes
+FORMAT = 18  # raise it whenever the meaning of an entry or the way to find its contents changes
 MAGIC = b"hotupgrade cache\0"
 DIGEST = 32
 MAX_ENTRIES = 1024

@@ -520,3 +520,26 @@ def test_a_restartable_sequence_is_the_same(compiler: Compiler) -> None:
     assert changed(compare(old, compiler.build(MARKED.replace("MARK", "0x53053054")))) == {"count"}
     longer = MARKED.replace("MARK", "0x53053053").replace("2f - 1f", "5f - 1f")
     assert changed(compare(old, compiler.build(longer))) == {"count"}
+
+
+LETTERS = r"""
+__asm__(".text\n.balign 64\n.globl options\n.type options, @function\noptions: lea 1f(%rip), %rax\nret\n"
+        ".balign 16\n1: .asciz \"TEXT\"\n.balign 64\n.size options, . - options\n"
+        ".balign 64\n.globl short\n.type short, @function\nshort: ret\n.size short, . - short\n"
+        ".balign 64\n.globl next\n.type next, @function\nnext: mov $NUMBER, %eax\nret\n.size next, . - next\n");
+"""
+
+
+def test_letters_behind_code_that_look_like_jumps(compiler: Compiler) -> None:
+    """As in OpenSSL's RC4_options: what leads into padding between two functions is no jump."""
+    text = LETTERS.replace("TEXT", "rPrQ")  # jb +80, jb +81: between "short" and "next"
+    old = compiler.build(text.replace("NUMBER", "1"))
+    unknown = [
+        int(place) for place, kind in zip(old.references.target, old.references.target_kind, strict=True) if kind == 5
+    ]
+    start = int(old.entities.address[old.by_name["options"]])
+    assert [place - start for place in unknown] == [0x12 + 0x50, 0x14 + 0x51]
+    elsewhere = "int more(void) { return g(5); }\n" + text.replace("NUMBER", "2")
+    new = compiler.build(HEAD + elsewhere)
+    assert changed(compare(old, new)) == {"next"}
+    assert "options" in changed(compare(old, compiler.build(text.replace("rPrQ", "rPrR").replace("NUMBER", "1"))))
