@@ -13,33 +13,24 @@ is its own, and DPDK never looks at PCI.
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
-import shutil
-import subprocess
 import time
-import tty
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.vswitch.hugepages import hugepages
-from hotupgrade.vswitch.processes import DIE_WITH_US, end, wait_until
+from hotupgrade.vswitch.processes import wait_until
 from hotupgrade.vswitch.switch import HUGEPAGES_BESIDE_MEMORY, Switch
+from hotupgrade.vswitch.testpmd import PROGRAM, Testpmd
 
-PROGRAM = "dpdk-testpmd"
-PROMPT = "testpmd> "
 # It polls for ever, on the core of the switch's main thread and of the tool: those go first, but not alone.
 YIELDING = ("nice", "-n", "5")
 BUFFER_BYTES = 2560  # a packet with what DPDK says of it
 BURST = 32  # packets that testpmd sends at once
 FORWARDING_LCORE = 1
-# What testpmd says when it does not do what it is told.
-COMPLAINTS = re.compile(r"Command not found|Bad arguments|Ambiguous command|Invalid |[Pp]lease stop|not started")
 STATISTICS = re.compile(r"^ *#+ NIC statistics for port (?P<port>\d+) .*$", re.MULTILINE)
 FORWARDING = re.compile(r"^ *-+ Forward statistics for port (?P<port>\d+) .*$", re.MULTILINE)
 QUIET_SECONDS = 0.3  # as long without a further packet: the switch holds none back (it flushes within microseconds)
@@ -157,9 +148,7 @@ class Guest:
         self.options = options or GuestOptions()
         self.switch_ports = tuple(ports)
         self._resources = ExitStack()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._errors_file = Path()
-        self._terminal = -1
+        self._testpmd: Testpmd | None = None
         self._begin: tuple[GuestPort, ...] = ()
 
     def __enter__(self) -> Self:
@@ -176,12 +165,12 @@ class Guest:
 
     @property
     def pid(self) -> int:
-        assert self._process is not None, "the guest has not been started"
-        return self._process.pid
+        assert self._testpmd is not None, "the guest has not been started"
+        return self._testpmd.pid
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._testpmd is not None and self._testpmd.alive
 
     # Traffic.
 
@@ -233,73 +222,33 @@ class Guest:
                 quiet, last = time.monotonic() + QUIET_SECONDS, received
             time.sleep(0.01)
 
-    # Talking to it.
-
     def command(self, words: str) -> str:
         """Have testpmd carry out one command; what it said."""
-        os.write(self._terminal, words.encode() + b"\n")
-        said = self._read_to_prompt(self.options.command_timeout, words)
-        answer = said.partition("\n")[2]  # the first line is the command itself
-        if COMPLAINTS.search(answer):
-            raise NotNow(Reason("guest", words, f"{PROGRAM}: {words}: {answer.strip()}"))
-        return answer
-
-    def _read_to_prompt(self, seconds: float, waiting_for: str) -> str:
-        """What is said until the next prompt.  The command is echoed first, without a prompt before it."""
-        said, deadline = "", time.monotonic() + seconds
-        while not said.endswith(PROMPT):
-            if not self.alive:
-                raise NotNow(Reason("guest", PROGRAM, f"{PROGRAM} ended:\n{said[-1000:]}{self._errors()[-1000:]}"))
-            if time.monotonic() > deadline:
-                words = f"no answer to '{waiting_for}' within {seconds:g} s:\n{said[-1000:]}{self._errors()[-1000:]}"
-                raise NotNow(Reason("guest", PROGRAM, f"{PROGRAM}: {words}"))
-            said += self._read_some()
-        return said.removesuffix(PROMPT)
-
-    def _read_some(self) -> str:
-        readable, _, _ = select.select([self._terminal], [], [], 0.1)
-        if not readable:
-            return ""
-        try:
-            return os.read(self._terminal, 65536).decode(errors="replace").replace("\r", "")
-        except OSError:  # the other end is closed: the process is ending
-            time.sleep(0.02)
-            return ""
-
-    def _errors(self) -> str:
-        return self._errors_file.read_text(errors="replace")
+        assert self._testpmd is not None, "the guest has not been started"
+        return self._testpmd.command(words)
 
     # Starting and stopping.
 
     def stop(self) -> None:
         """End the process and give everything back; may be called at any time, and again."""
         self._resources.close()
-        self._process, self._terminal = None, -1
+        self._testpmd = None
 
     def _start(self) -> None:
-        if not shutil.which(PROGRAM):
-            raise NotNow(Reason("guest", PROGRAM, f"there is no {PROGRAM}: install Debian's package dpdk-dev"))
-        self._errors_file = self.switch.directory / f"guest-of-vhost{min(self.switch_ports)}.errors"
         memory = self.options.memory(len(self.switch_ports))
         self._resources.enter_context(hugepages(memory + HUGEPAGES_BESIDE_MEMORY))
         for port in self.switch_ports:
             self._resources.callback(self.switch.vhost_socket(port).unlink, missing_ok=True)
-        self._spawn()
-        self._read_to_prompt(self.options.start_timeout, "its start")
+        # Its helpers, too, would take every core that no lcore of its own is on: those of the polling threads.
+        bounds = ["unshare", "--net", "--", "taskset", "--cpu-list", str(self.options.cpu()), *YIELDING]
+        self._testpmd = Testpmd(
+            [*bounds, *self._command_line()],
+            self.switch.directory / f"guest-of-vhost{min(self.switch_ports)}.errors",
+            start_timeout=self.options.start_timeout,
+            command_timeout=self.options.command_timeout,
+        )
+        self._resources.enter_context(self._testpmd)
         wait_until(self._is_connected, self.options.start_timeout, "the switch to take up its ports", pause=0.05)
-
-    def _spawn(self) -> None:
-        """On a terminal: testpmd holds back what it writes to a pipe."""
-        self._terminal, other = pty.openpty()
-        self._resources.callback(os.close, self._terminal)
-        tty.setraw(other)
-        with self._errors_file.open("wb") as errors:
-            # Its helpers, too, would take every core that no lcore of its own is on: those of the polling threads.
-            bounds = ["unshare", "--net", "--", "taskset", "--cpu-list", str(self.options.cpu()), *YIELDING]
-            command = [*DIE_WITH_US, *bounds, *self._command_line()]
-            self._process = subprocess.Popen(command, stdin=other, stdout=other, stderr=errors, cwd="/")
-        os.close(other)
-        self._resources.callback(end, self._process)
 
     def _command_line(self) -> Iterator[str]:
         options, cpu, ports = self.options, self.options.cpu(), len(self.switch_ports)
