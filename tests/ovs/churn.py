@@ -6,7 +6,6 @@ Every change is seen to have happened, and raises if that takes longer than it m
 from __future__ import annotations
 
 import itertools
-import struct
 import subprocess
 import threading
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hotupgrade.vswitch import connections as tracked
 from hotupgrade.vswitch.processes import wait_until
 from hotupgrade.vswitch.switch import BRIDGE, Switch
 
@@ -136,23 +136,8 @@ def _has_monitor(switch: Switch) -> bool:
 
 def add_connections(switch: Switch, count: int) -> None:
     """Have the connection tracker know ``count`` connections."""
-    for number in range(count):
-        packet = _datagram(bytes([10, 9, number // 250, 1 + number % 250])).hex()
-        switch.ofctl("packet-out", BRIDGE, f"in_port=local, packet={packet}, actions=ct(commit)")
-    assert len(connections(switch)) >= count
-
-
-def connections(switch: Switch) -> frozenset[str]:
-    return frozenset(switch.appctl("dpctl/dump-conntrack").splitlines())
-
-
-def _datagram(source: bytes) -> bytes:
-    """An empty UDP datagram from ``source`` in Ethernet."""
-    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, 17, 0, source, bytes([10, 9, 255, 1]))
-    total = sum(struct.unpack("!10H", head))
-    checksum = 0xFFFF - (total % 0xFFFF or 0xFFFF)
-    head = head[:10] + struct.pack("!H", checksum) + head[12:]
-    return bytes.fromhex("020000000001020000000002") + b"\x08\x00" + head + struct.pack("!HHHH", 7, 7, 8, 0)
+    tracked.add_connections(switch, BRIDGE, count)
+    assert len(tracked.connections(switch)) >= count
 
 
 # The end.

@@ -21,6 +21,7 @@ import pytest
 
 from hotupgrade.vswitch import baseline
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.connections import connections, without_time
 from hotupgrade.vswitch.guest import GuestOptions
 from hotupgrade.vswitch.processes import end, wait_until
 from hotupgrade.vswitch.switch import BRIDGE, Switch
@@ -82,7 +83,7 @@ def take(switch: Switch) -> State:
         priorities={thread: _priority(switch.pid, thread) for thread in threads},
         polled=frozenset(switch.rx_queues()),
         megaflows=switch.megaflows(),
-        connections=_without_time(churn.connections(switch)),
+        connections=without_time(connections(switch)),
         lcores=tuple(re.findall(r"PMD thread (?:uses|released) DPDK lcore \d+", switch.log())),
         disconnections=switch.log().count("connection has been destroyed"),
     )
@@ -105,10 +106,6 @@ def _priority(pid: int, thread: int) -> tuple[str, ...]:
     """Nice value, real-time priority and scheduling policy."""
     fields = Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()
     return (fields[16], fields[37], fields[38])
-
-
-def _without_time(connections: frozenset[str]) -> frozenset[str]:
-    return frozenset(re.sub(r",timeout=\d+", "", connection) for connection in connections)
 
 
 @contextmanager
