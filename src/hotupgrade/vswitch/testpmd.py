@@ -20,6 +20,7 @@ from hotupgrade.vswitch.processes import DIE_WITH_US, end
 
 PROGRAM = "dpdk-testpmd"
 PROMPT = "testpmd> "
+QUIT_SECONDS = 3.0
 # What testpmd says when it does not do what it is told.
 COMPLAINTS = re.compile(r"Command not found|Bad arguments|Ambiguous command|Invalid |[Pp]lease stop|not started")
 
@@ -67,6 +68,8 @@ class Testpmd:
 
     def stop(self) -> None:
         """End the process; may be called at any time, and again."""
+        if self.alive:
+            self._quit()
         self._resources.close()
         self._process, self._terminal = None, -1
 
@@ -107,6 +110,13 @@ class Testpmd:
         os.close(other)
         self._resources.callback(end, self._process)
         self._read_to_prompt(self._start_timeout, "its start")
+
+    def _quit(self) -> None:
+        """In words: upon SIGTERM it cleans up within the signal's handler, and now and then does not come back."""
+        os.write(self._terminal, b"quit\n")
+        deadline = time.monotonic() + QUIT_SECONDS
+        while self.alive and time.monotonic() < deadline:
+            self._read_some()  # it says a lot, and would wait for a reader
 
     def _read_to_prompt(self, seconds: float, waiting_for: str) -> str:
         """What is said until the next prompt.  The command is echoed first, without a prompt before it."""
