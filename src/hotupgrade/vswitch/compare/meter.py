@@ -9,13 +9,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.compare.measurement import Measurement, measure
 from hotupgrade.vswitch.compare.network import Network
 from hotupgrade.vswitch.compare.packets import PORT, SIZE, Seen, read_capture, write_stream
+from hotupgrade.vswitch.compare.series import Series, series
 from hotupgrade.vswitch.processes import end, wait_until
 
 #: Before and after the event, in seconds: what is normal must be seen, too.
@@ -29,14 +30,14 @@ _START_S = 10.0
 
 @dataclass
 class Watch:
-    """One window of traffic.  ``result`` is there when it has ended."""
+    """One window of traffic.  ``result`` and ``series`` are there when it has ended."""
 
     event_ns: int = 0
     result: Measurement | None = None
-    _sender: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    series: Series | None = None
 
     def begin(self) -> None:
-        """The event begins now."""
+        """The event begins now; what was sent before is the warming up."""
         self.event_ns = time.time_ns()
 
     @property
@@ -87,6 +88,7 @@ class Meter:
             time.sleep(0.3)  # what is on its way
             sent, received = (capture.finish() for capture in captures)
             watch.result = measure(sent, received, watch.event_ns)
+            watch.series = series(sent, received, watch.event_ns)
 
 
 class Capture:
