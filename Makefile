@@ -67,7 +67,8 @@ compilers: setup ## upgrades of a small program in every flavour of compiler and
 
 compare: setup ovs ## ways to upgrade a switch side by side on the same traffic; results in build/compare
 	@scripts/install-packages compare
-	$(PYTHON) -m hotupgrade.vswitch.compare
+	scripts/build-ovs loops tests/ovs/patches/loops.patch
+	$(PYTHON) -m hotupgrade.vswitch.compare --loops loops
 
 test-unit: setup ## the tests that start no process
 	@$(PYTHON) -m pytest -n auto tests/unit

@@ -123,6 +123,12 @@ class Switch:
         return self._daemon.pid
 
     @property
+    def processes(self) -> tuple[int, ...]:
+        """The process ids of ovsdb-server and ovs-vswitchd."""
+        assert self._server is not None, "the switch has not been started"
+        return self._server.pid, self.pid
+
+    @property
     def directory(self) -> Path:
         """Where its sockets, its database and its logs are."""
         assert self._directory is not None, "the switch has not been started"
@@ -140,6 +146,10 @@ class Switch:
     def vhost_socket(self, port: int) -> Path:
         """Where the guest of the vhost-user port ``port`` listens; ports count from 1."""
         return self.directory / f"vhost{port}.sock"
+
+    def management(self, bridge: str = BRIDGE) -> Path:
+        """Where controllers on the same machine, such as OVN's, talk OpenFlow to a bridge."""
+        return self.directory / f"{bridge}.mgmt"
 
     def log(self) -> str:
         """What ovs-vswitchd has logged so far."""
@@ -255,7 +265,7 @@ class Switch:
         """Start ovs-vswitchd again, of another build if one is given; returns when its ports are there."""
         self.build = build or self.build
         self._start_daemon()
-        sockets = [self.directory / f"{bridge}.mgmt" for bridge in self.bridges()]
+        sockets = [self.management(bridge) for bridge in self.bridges()]
         wait_until(lambda: all(socket.exists() for socket in sockets), self.options.start_timeout, "the bridges")
         self.check_interfaces()
 
@@ -308,7 +318,7 @@ class Switch:
         return {
             "dpdk-init": "true",
             # --no-pci: no device of the machine is ever touched.  --in-memory: nothing is left in a file system.
-            "dpdk-extra": f'"--no-pci --no-telemetry --in-memory --file-prefix=hotupgrade-{os.getpid()}"',
+            "dpdk-extra": f'"--no-pci --no-telemetry --in-memory --file-prefix={self.directory.name}"',
             "dpdk-socket-mem": str(self.options.memory()),
             "dpdk-lcore-mask": hex(1 << main),
             "pmd-cpu-mask": hex(sum(1 << core for core in polling)),

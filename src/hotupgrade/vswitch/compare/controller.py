@@ -1,7 +1,7 @@
-"""An OpenFlow controller that only keeps its connections: it greets, answers, and asks whether the switch is there.
+"""An OpenFlow controller that only keeps its connection: it greets, answers, and asks whether the switch is there.
 
-``python -m hotupgrade.vswitch.compare.controller PORT`` listens, in a network namespace that nobody else reaches, and
-writes one line for everything that happens to a connection.
+It connects to the bridge's management socket, as ovn-controller does, and again whenever it has been cut off.
+``python -m hotupgrade.vswitch.compare.controller SOCKET`` writes one line for everything that happens.
 
 Source: OpenFlow Switch Specification 1.0.0, sections 5.1 (header), 5.5.1 and 5.5.2.
 """
@@ -15,55 +15,44 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hotupgrade.vswitch.processes import end, wait_until
+from hotupgrade.vswitch.processes import DIE_WITH_US, end, wait_until
 
-if TYPE_CHECKING:
-    from hotupgrade.vswitch.compare.network import Network
-
-PORT = 6653
 VERSION = 1
 HELLO, ECHO_REQUEST, ECHO_REPLY = 0, 2, 3
 EVERY_S = 0.2  # as often it asks
+RETRY_S = 0.05
 _HEADER = struct.Struct("!BBHI")
-_START_S = 15.0
+_ANSWER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The last connection: its number, of all so far; whether it is there; how often the switch has answered."""
+    """The last connection to a socket: its number, of all so far; whether it is there; how often was answered."""
 
+    socket: Path
     number: int = 0
     open: bool = False
     answers: int = 0
 
     def went_on(self, later: Session) -> bool:
         """Whether it is the same connection later, and was used."""
-        return self.open and later.open and later.number == self.number and later.answers > self.answers
+        same = (self.socket, self.number) == (later.socket, later.number)
+        return same and self.open and later.open and later.answers > self.answers
 
 
 class Controller:
     """A running controller; made by :func:`controller`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], words: Path) -> None:
-        self._process, self._words = process, words
-
-    @staticmethod
-    def target(address: str = "127.0.0.1") -> str:
-        """As a bridge is told that reaches it by ``address``."""
-        return f"tcp:{address}:{PORT}"
-
-    @property
-    def listening(self) -> bool:
-        return "listening" in self._said()
+    def __init__(self, socket: Path, words: Path) -> None:
+        self._socket, self._words = socket, words
 
     def session(self) -> Session:
-        return parse(self._said())
+        return parse(self._socket, self._words.read_text(errors="replace"))
 
-    def wait_for_answer(self, seconds: float = _START_S) -> None:
+    def wait_for_answer(self, seconds: float = _ANSWER_S) -> None:
         """Until a switch has answered once more.
 
         Raises:
@@ -77,33 +66,32 @@ class Controller:
 
         wait_until(answered, seconds, "the switch to answer its controller")
 
-    def _said(self) -> str:
-        return self._words.read_text(errors="replace")
-
 
 @contextmanager
-def controller(network: Network, words: Path) -> Iterator[Controller]:
-    """Run one in the network; what happens is noted in the file ``words``."""
-    process = network.start([sys.executable, "-m", __name__, str(PORT)], words)
+def controller(socket: Path, words: Path) -> Iterator[Controller]:
+    """Run one; what happens is noted in the file ``words``.  Returns when the switch has answered."""
+    with words.open("wb") as output:
+        command = [*DIE_WITH_US, sys.executable, "-m", __name__, str(socket)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
-        made = Controller(process, words)
-        wait_until(lambda: made.listening, _START_S, "the controller to listen")
+        made = Controller(socket, words)
+        made.wait_for_answer()
         yield made
     finally:
         end(process)
 
 
-def parse(words: str) -> Session:
+def parse(socket: Path, words: str) -> Session:
     """The last connection in what a controller has written."""
-    session = Session()
+    session = Session(socket)
     for line in words.splitlines():
         what, _, number = line.partition(" ")
         if what == "open":
-            session = Session(int(number), open=True)
+            session = Session(socket, int(number), open=True)
         elif number == str(session.number) and what == "answer":
-            session = Session(session.number, session.open, session.answers + 1)
+            session = replace(session, answers=session.answers + 1)
         elif number == str(session.number) and what == "closed":
-            session = Session(session.number, open=False, answers=session.answers)
+            session = replace(session, open=False)
     return session
 
 
@@ -111,7 +99,7 @@ def message(kind: int, transaction: int = 0, body: bytes = b"") -> bytes:
     return _HEADER.pack(VERSION, kind, _HEADER.size + len(body), transaction) + body
 
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
     _say("open", number)
     writer.write(message(HELLO))
     asking = asyncio.create_task(_ask(writer))
@@ -142,12 +130,17 @@ def _say(what: str, number: int) -> None:
     sys.stdout.flush()
 
 
-async def _listen(port: int) -> None:
-    numbers = itertools.count(1)
-    server = await asyncio.start_server(lambda reader, writer: _serve(reader, writer, next(numbers)), "0.0.0.0", port)
-    _say("listening", port)
-    await server.serve_forever()
+async def _keep(socket: str) -> None:
+    number = 0
+    while True:
+        try:
+            ends = await asyncio.open_unix_connection(socket)
+        except OSError:  # the switch is not there yet, or not any more
+            await asyncio.sleep(RETRY_S)
+            continue
+        number += 1
+        await _talk(*ends, number)
 
 
 if __name__ == "__main__":
-    asyncio.run(_listen(int(sys.argv[1])))
+    asyncio.run(_keep(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The comparison: each way many times on the same traffic, and what was kept."""
+"""The comparison: each way many times on the same traffic, what was kept and what it cost."""
 
 from __future__ import annotations
 
@@ -8,50 +8,45 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
-from hotupgrade.vswitch import baseline
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare import secondary
+from hotupgrade.vswitch.compare.bed import PAIRS, RING, SINK, SOURCE, Bed, one_switch
+from hotupgrade.vswitch.compare.catalogue import ALL_WAYS
 from hotupgrade.vswitch.compare.meter import Meter, prove
-from hotupgrade.vswitch.compare.network import Network, network
-from hotupgrade.vswitch.compare.ways import WAYS, Way, look
-from hotupgrade.vswitch.switch import BRIDGE, Switch, SwitchOptions
+from hotupgrade.vswitch.compare.network import Network
+from hotupgrade.vswitch.compare.standby import primary_and_secondary
+from hotupgrade.vswitch.compare.usage import Usage
+from hotupgrade.vswitch.compare.ways import Way
+from hotupgrade.vswitch.switch import Switch
+
+__all__ = ["PAIRS", "RING", "Settings", "bed", "compare", "summary"]
 
 Document = dict[str, Any]
-#: The switch's end of each pair, and ours.
-PAIRS = (("send", "into"), ("receive", "outof"))
-#: Frames that the receiving ring of net_af_packet holds (its default).
-RING = 512
 LIMIT_S = 60.0  # that one run of a way may take
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``runs`` of each way; ``pps`` offered; ``flows`` beside those that carry the traffic."""
+    """``runs`` of each way; ``pps`` offered; ``flows`` beside those that carry the traffic; ``only``: keys of ways.
+
+    ``loops``: the build in which threads' own loops changed; without it, what brings that in is left out.
+    """
 
     runs: int = 20
     pps: int = 10_000
     flows: int = 0
     only: tuple[str, ...] = ()
+    loops: SwitchBuild | None = None
 
 
 @contextmanager
 def bed(build: SwitchBuild, flows: int) -> Iterator[tuple[Switch, Network]]:
-    """A switch whose polling thread forwards between two veth interfaces."""
-    with network(PAIRS) as made:
-        devices = tuple(f"net_af_packet{i},iface={pair[1]},framecnt={RING}" for i, pair in enumerate(PAIRS))
-        options = SwitchOptions(devices=devices, network_of=made.pid)
-        with Switch(build, options) as switch:
-            for first in range(0, flows, 10_000):
-                rules = (_rule(number) for number in range(first, min(first + 10_000, flows)))
-                switch.ofctl("add-flows", BRIDGE, "-", text="\n".join(rules) + "\n")
-            yield switch, made
-
-
-def _rule(number: int) -> str:
-    address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-    return f"table=1,priority={100 + number % 7},ip,nw_dst={address},actions=output:{1 + number % 2}"
+    """A switch whose polling thread forwards between two virtual Ethernet interfaces, and where it is."""
+    with one_switch(build, flows) as made:
+        yield made.subject, made.network
 
 
 def compare(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Callable[[str], None]) -> Document:
@@ -60,59 +55,103 @@ def compare(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Callabl
     Raises:
         HotUpgradeError: the meter cannot be trusted here, or a way failed.
     """
-    ways = [way for way in WAYS if not settings.only or way.key in settings.only]
-    with bed(old, settings.flows) as (switch, made):
-        meter = Meter(made, PAIRS[0][0], PAIRS[1][0], settings.pps)
-        say("the meter: pauses made on purpose")
-        proof = prove(meter, switch.pid)
-        document = _head(settings) | {
-            "meter": [{"pause_ms": pause, **found.document()} for pause, found in proof],
-            "ways": [],
-        }
-        look(switch, new)
-        for way in ways:
-            rows = []
-            for turn in range(settings.runs):
-                rows.append(_once(switch, meter, way, old, new))
-                say(f"{way.key} {turn + 1}/{settings.runs}: {rows[-1]['traffic']['break_ms']:.2f} ms")
-            document["ways"].append({"key": way.key, "title": way.title, "runs": rows, **summary(rows)})
+    document = _head(settings) | {"meter": [], "ways": []}
+    if any(way.bed is primary_and_secondary for way in chosen(settings)):
+        say("Open vSwitch as a secondary process of DPDK: tried")
+        document["ovs_as_secondary"] = secondary.try_it(old)
+    for make, ways in groupby(chosen(settings), key=lambda way: way.bed):
+        with make(old, settings.flows) as made:
+            meter = Meter(made.network, SOURCE, SINK, settings.pps)
+            say(f"{made.title}: the meter, on pauses made on purpose")
+            proof = prove(meter, made.pid)
+            document["meter"] += [{"bed": made.title, "pause_ms": pause, **found.document()} for pause, found in proof]
+            for way in ways:
+                build = settings.loops if way.loops and settings.loops else new
+                way.prepare(made.subject, build)
+                rows = []
+                for turn in range(settings.runs):
+                    rows.append(_once(made, meter, way, old, build))
+                    say(f"{way.key} {turn + 1}/{settings.runs}: {rows[-1]['traffic']['break_ms']:.2f} ms")
+                document["ways"].append(_about(way, made) | {"runs": rows, **summary(rows)})
     return document
 
 
-def _once(switch: Switch, meter: Meter, way: Way, old: SwitchBuild, new: SwitchBuild) -> Document:
-    before = baseline.take(switch)
-    megaflows = set(switch.megaflows())
-    memory = _private_kb(switch.pid)
+def chosen(settings: Settings) -> list[Way[Any]]:
+    """The ways that are asked for and can be gone."""
+    asked = (way for way in ALL_WAYS if not settings.only or way.key in settings.only)
+    return [way for way in asked if settings.loops or not way.loops]
+
+
+def _about(way: Way[Any], made: Bed[Any]) -> Document:
+    return {
+        "key": way.key,
+        "title": way.title,
+        "bed": made.title,
+        "ring": made.ring,
+        "works": way.works.document(),
+        "note": way.note,
+    }
+
+
+def _once(made: Bed[Any], meter: Meter, way: Way[Any], old: SwitchBuild, new: SwitchBuild) -> Document:
+    made.freshen()
+    before, standing = made.usage(), made.standing()
     with meter.watch(LIMIT_S) as watch:
+        still = made.remember()
+        watch.begin()
         begin = time.monotonic()
-        own = way.go(switch, new)
+        own = way.go(made.subject, new)
         took = time.monotonic() - begin
-    kept = {fact.name: fact.ok for fact in baseline.compare(before, baseline.take(switch))}
-    kept["megaflows"] = megaflows <= set(switch.megaflows())
-    after = _private_kb(switch.pid)
+    kept = still(watch.measured.received)
+    after = made.usage()
     back = time.monotonic()
-    way.back(switch, old)
+    way.back(made.subject, old)
     return {
         "traffic": watch.measured.document(),
+        "series": watch.series.document() if watch.series else None,
         "command_s": took,
         "back_s": time.monotonic() - back,
         "kept": kept,
-        "memory_kb": after - memory,
-        "break_us": own.get("break_us", {}).get("busy_max"),
+        "extra": _extra(own.get("peak") or after.document(), before, standing),
+        "left": after.beyond(before).document(),
+        "tool": own.get("tool"),
+        "break_us": inside_us(own),
     }
+
+
+def _extra(peak: Document, before: Usage, standing: Usage) -> Document:
+    """What was in use at most, beyond one process that forwards."""
+    return {name: peak[name] - before.document()[name] + more for name, more in standing.document().items()}
+
+
+def inside_us(own: Document) -> float | None:
+    """The longest time for which a thread that never sleeps was kept from its work, by its own clock; in µs.
+
+    That is the stop, or for a thread whose loop changed the way from the old loop to the new one.
+    """
+    found = [own.get("break_us", {}).get("busy_max")]
+    for thread in own.get("threads", []):
+        restart = thread.get("restart") or {}
+        if restart.get("door") == "fields":
+            found.append(restart.get("gap_us"))
+    return max((value for value in found if value is not None), default=None)
 
 
 def summary(rows: Sequence[Document]) -> Document:
     """Median, 99th percentile and maximum over the runs; a fact is kept if it was in every run."""
     traffic = [row["traffic"] for row in rows]
     inside = [row["break_us"] for row in rows if row["break_us"] is not None]
+    tools = [row["tool"] for row in rows if row["tool"] is not None]
     return {
         "break_ms": _spread([item["break_ms"] for item in traffic]),
         "lost": _spread([item["lost"] for item in traffic]),
+        "loss_ms": _spread([item["loss_ms"] for item in traffic]),
         "inside_us": _spread(inside) if inside else None,
         "command_s": _spread([row["command_s"] for row in rows]),
         "back_s": _spread([row["back_s"] for row in rows]),
-        "memory_kb": _spread([row["memory_kb"] for row in rows]),
+        "extra": {name: _spread([row["extra"][name] for row in rows]) for name in rows[0]["extra"]},
+        "left": {name: _spread([row["left"][name] for row in rows]) for name in rows[0]["left"]},
+        "tool": {name: _spread([tool[name] for tool in tools]) for name in tools[0]} if tools else None,
         "kept": {name: all(row["kept"][name] for row in rows) for name in rows[0]["kept"]},
     }
 
@@ -122,15 +161,9 @@ def _spread(values: Sequence[float]) -> list[float]:
     return [ordered[min(int(len(ordered) * part), len(ordered) - 1)] for part in (0.5, 0.99, 1.0)]
 
 
-def _private_kb(pid: int) -> int:
-    """Memory of the process that nobody shares, in KiB."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_"))
-
-
 def _head(settings: Settings) -> Document:
     return {
-        "version": 1,
+        "version": 2,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": {"kernel": platform.release(), "cores": os.cpu_count()},
         "settings": {"runs": settings.runs, "pps": settings.pps, "flows": settings.flows, "ring": RING},

@@ -1,4 +1,4 @@
-"""A private Open vSwitch without DPDK, in a network namespace of its own, with whatever ports its user adds."""
+"""A private Open vSwitch without DPDK, in a network namespace, with whatever ports its user adds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,20 @@ class PlainSwitch(Switch):
     """
 
     def __init__(
-        self, build: SwitchBuild, other_config: Mapping[str, str] | None = None, *, command_timeout: float = 60.0
+        self,
+        build: SwitchBuild,
+        other_config: Mapping[str, str] | None = None,
+        *,
+        network_of: int | None = None,
+        command_timeout: float = 60.0,
     ) -> None:
+        """``network_of``: as in :class:`SwitchOptions`."""
         options = SwitchOptions(
-            ports=0, other_config=other_config, start_timeout=4 * command_timeout, command_timeout=command_timeout
+            ports=0,
+            network_of=network_of,
+            other_config=other_config,
+            start_timeout=4 * command_timeout,
+            command_timeout=command_timeout,
         )
         super().__init__(build, options)
 

@@ -1,0 +1,125 @@
+"""Two main processes: a second, complete switch beside the first, and the traffic is moved over to it.
+
+The second has a database, a run directory, hugepages and ports of its own: each of the two has a virtual function of a
+card for each wire (:mod:`hotupgrade.vswitch.compare.card`).  Flows are copied from the first; nothing else can be.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare.bed import PAIRS, RING, Bed, SwitchBed, furnish, options
+from hotupgrade.vswitch.compare.card import Card, card
+from hotupgrade.vswitch.compare.controller import Controller, controller
+from hotupgrade.vswitch.compare.usage import usage
+from hotupgrade.vswitch.compare.ways import Document, Way, Works, rules
+from hotupgrade.vswitch.switch import Switch
+
+#: After the move the first switch still forwards what it has in its rings.
+DRAIN_S = 0.2
+_ENOUGH_CORES = 3  # for two threads that poll, and all others
+
+
+class Twins:
+    """``switch`` forwards now, on the card's function ``place``; the other function is for the next one."""
+
+    def __init__(self, made: Card, build: SwitchBuild) -> None:
+        self.card, self.place = made, 0
+        self._resources = ExitStack()
+        self.switch, self.control = self._started(build, 0, self._resources)
+
+    def stop(self) -> None:
+        """End everything."""
+        self._resources.close()
+
+    def move_over(self, build: SwitchBuild) -> Document:
+        """Start the second switch, restore the flows, move the traffic, end the first."""
+        first, place = self.switch, 1 - self.place
+        with ExitStack() as undo:
+            second, control = self._started(build, place, undo)
+            for bridge in first.bridges():
+                second.ofctl("add-flows", bridge, "-", text="\n".join(rules(first, bridge)) + "\n")
+            peak = usage((*first.processes, *second.processes))
+            self.card.plug(place)
+            before, self._resources = self._resources, undo.pop_all()
+        self.switch, self.control, self.place = second, control, place
+        time.sleep(DRAIN_S)
+        first.end_daemon()
+        before.close()
+        return {"peak": peak.document()}
+
+    def _started(self, build: SwitchBuild, place: int, resources: ExitStack) -> tuple[Switch, Controller]:
+        """A switch at a function of the card, and a controller of its own."""
+        switch = resources.enter_context(_switch(self.card, build, place))
+        words = switch.directory / "controller"
+        return switch, resources.enter_context(controller(switch.management(), words))
+
+
+def move_over(twins: Twins, build: SwitchBuild) -> Document:
+    """As an operator would; the way back is the same."""
+    return twins.move_over(build)
+
+
+class _TwinsBed(SwitchBed[Twins]):
+    title = "a switch on virtual functions, DPDK"
+    ring = f"{RING} frames, net_af_packet, behind a redirect by traffic control"
+
+    @property
+    def switch(self) -> Switch:
+        return self.subject.switch
+
+    @property
+    def control(self) -> Controller:
+        return self.subject.control
+
+
+@contextmanager
+def two_places(build: SwitchBuild, flows: int) -> Iterator[Bed[Twins]]:
+    """A card with two functions for each wire, and a switch on the first of them.
+
+    Raises:
+        NotNow: it cannot be had.
+    """
+    with card(PAIRS, 2) as made:
+        twins = Twins(made, build)
+        try:
+            furnish(twins.switch, flows)
+            yield _TwinsBed(made.network, twins)
+        finally:
+            twins.stop()
+
+
+def _switch(made: Card, build: SwitchBuild, place: int) -> Switch:
+    """One for a function of the card; each of the two has a core for its polling thread, if there are enough."""
+    usable = sorted(os.sched_getaffinity(0))
+    core = usable[-1 - place] if len(usable) >= _ENOUGH_CORES else usable[-1]
+    return Switch(build, replace(options(made.functions[place]), pmd_cores=(core,)))
+
+
+NOTE = (
+    "Each switch has a virtual function of a network card for each of the two wires; the card is the kernel's "
+    "traffic control, which redirects what comes in to one of two pairs of virtual Ethernet devices. The second "
+    "switch gets the first one's OpenFlow flows. While both run, two threads poll: where they have no core each "
+    "(with fewer than three cores) they take turns on one, and what the traffic shows is that, too. The way back "
+    "is the same once more."
+)
+TWINS = (
+    Way(
+        "twins",
+        "Two main processes, the traffic moved over",
+        move_over,
+        move_over,
+        two_places,
+        Works(
+            kernel="no; there is one datapath in a kernel, which both processes would take for theirs",
+            dpdk="yes, with a second port or virtual function for each",
+            offload="with a second function's tables; on no card was it tried",
+        ),
+        note=NOTE,
+    ),
+)

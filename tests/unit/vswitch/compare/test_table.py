@@ -1,0 +1,68 @@
+"""The comparison as text and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hotupgrade.vswitch.compare import picture, table
+from hotupgrade.vswitch.compare.run import summary
+from unit.vswitch.compare.rows import row
+
+
+def document() -> dict[str, Any]:
+    rows = [row(1.5, 10), row(2.5, 30)]
+    works = {"kernel datapath": "no", "DPDK": "yes", "offload": "not tried"}
+    hot = {"key": "hot", "title": "Hot", "bed": "b", "ring": "512", "works": works, "runs": rows, **summary(rows)}
+    control = hot | {"title": "Nothing", "works": dict.fromkeys(works, ""), "tool": None, "inside_us": None}
+    meter = {"bed": "one", "pause_ms": 0.0, "gap_ms": 0.3, "lost": 0, "sender_gap_ms": 0.2}
+    return {
+        "settings": {"runs": 2, "pps": 10_000, "flows": 0, "ring": 512},
+        "meter": [meter, meter | {"pause_ms": 5.0, "gap_ms": 5.2}],
+        "ways": [control, hot],
+    }
+
+
+def test_every_way_has_its_cells() -> None:
+    found = document()
+    for head, cells in (
+        (table.TRAFFIC, table.traffic),
+        (table.COSTS, table.costs),
+        (table.KEPT, table.state),
+        (table.WORKS, table.works),
+    ):
+        assert {len(line) for line in cells(found)} == {len(head)}
+    (_, hot) = table.traffic(found)
+    assert hot == ("Hot", "2", "2.50 / 2.50 / 2.50", "30 / 30 / 30", "3.00 / 3.00 / 3.00", "20.5 / 20.5 / 20.5")
+    (control, hot) = table.costs(found)
+    assert hot == ("Hot", "2.0", "1.0", "+4.0", "+2", "+1", "1 MiB, 0.5 s of a core", "nothing")
+    assert control[6] == ""
+
+
+def test_what_is_not_there_is_neither_kept_nor_lost() -> None:
+    (_, hot) = table.state(document())
+    assert hot == ("Hot", "", "kept", "", "", "")
+
+
+def test_the_control_works_nowhere() -> None:
+    assert [cells[0] for cells in table.works(document())] == ["Hot"]
+
+
+def test_a_page() -> None:
+    text = table.markdown(document())
+    assert text.count("\n| --- |") == 4
+    assert list(table.meter_lines(document())) == [
+        "one, no pause: 0.30 ms without a packet, 0 lost, the sender's own longest pause 0.20 ms",
+        "one, 5 ms: 5.20 ms without a packet, 0 lost, the sender's own longest pause 0.20 ms",
+    ]
+
+
+def test_pictures(tmp_path: Path) -> None:
+    for draw in (picture.draw, picture.draw_series):
+        draw(document(), tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_median_run() -> None:
+    way = {"runs": [row(3.0), row(1.0), row(2.0)]}
+    assert picture.median_run(way) == way["runs"][2]
