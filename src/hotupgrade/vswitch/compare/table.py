@@ -58,9 +58,9 @@ def state(document: Document) -> Iterator[Cells]:
 
 
 def works(document: Document) -> Iterator[Cells]:
-    """Cells in the order of :data:`WORKS`."""
+    """Cells in the order of :data:`WORKS`, of ways of which there is something to say."""
     for way in document["ways"]:
-        if any(way["works"].values()):  # the control works nowhere and everywhere
+        if any(way["works"].values()):
             yield (way["title"], *(way["works"][name] for name in WORKS[1:]))
 
 

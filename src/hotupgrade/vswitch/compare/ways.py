@@ -49,6 +49,9 @@ ANY_HOT = Works(
 )
 
 
+SAID = Works("", "", "")  # nothing to say, or said of the same way with DPDK
+
+
 @dataclass(frozen=True)
 class Way(Generic[S]):
     """``go`` brings the build in while the meter watches, and returns what it found itself: what the tool measured,
@@ -156,7 +159,7 @@ RESTART_NOTE = (
 )
 #: With DPDK, on one switch.
 WAYS = (
-    Way("nothing", "Nothing (control)", nothing, _nothing_back, one_switch, Works("", "", "")),
+    Way("nothing", "Nothing (control)", nothing, _nothing_back, one_switch, SAID),
     Way("restart", "Restart, flows saved and restored (ovs-ctl restart)", restart, restart, one_switch, ANY_RESTART),
     Way("stop-start", "Stop and start, flows from a controller", stop_and_start, restart, one_switch, ANY_RESTART),
     Way("hot", "Hot upgrade, changed functions only", hot(), _roll_back, one_switch, ANY_HOT, look),
@@ -181,8 +184,8 @@ RESTARTED_THREADS = Way(
 )
 #: Without DPDK.
 PLAIN = (
-    Way("plain-nothing", "Userspace datapath: nothing (control)", nothing, _nothing_back, plain_switch, WAYS[0].works),
-    Way("plain-restart", "Userspace datapath: restart (ovs-ctl restart)", restart, restart, plain_switch, ANY_RESTART),
+    Way("plain-nothing", "Userspace datapath: nothing (control)", nothing, _nothing_back, plain_switch, SAID),
+    Way("plain-restart", "Userspace datapath: restart (ovs-ctl restart)", restart, restart, plain_switch, SAID),
     Way("plain-stop-start", "Userspace datapath: stop and start", stop_and_start, restart, plain_switch, ANY_RESTART),
-    Way("plain-hot", "Userspace datapath: hot upgrade", hot(), _roll_back, plain_switch, ANY_HOT, look),
+    Way("plain-hot", "Userspace datapath: hot upgrade", hot(), _roll_back, plain_switch, SAID, look),
 )

@@ -44,7 +44,7 @@ def test_what_is_not_there_is_neither_kept_nor_lost() -> None:
     assert hot == ("Hot", "", "kept", "", "", "")
 
 
-def test_the_control_works_nowhere() -> None:
+def test_of_the_control_there_is_nothing_to_say() -> None:
     assert [cells[0] for cells in table.works(document())] == ["Hot"]
 
 
