@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hotupgrade.errors import HotUpgradeError
-from hotupgrade.vswitch.compare.packets import Seen
+from hotupgrade.vswitch.compare.packets import I64, Seen
 
 MS, NS = 1e6, 1e9  # ns in a ms, and in a second
 LEAST = 100  # packets
@@ -21,6 +22,8 @@ LEAST = 100  # packets
 class Measurement:
     """Times in ms, rates in packets per second.
 
+    ``break_ms``: how long the traffic was interrupted: the longest time from when a packet was sent until it, or if it
+    was lost the next that was not, came out.  A sender that pauses does not count, nor does a ring hide anything.
     ``gap_ms``: the longest time without a packet behind the switch, ``gap_at_ms`` where it began, after the event's
     begin; ``sender_gap_ms``: the longest pause of the sender itself.  ``loss_ms``: what was lost in all of the window,
     as time at the rate that was offered.  ``delay_ms``: median, 99th percentile and maximum of what packets took.
@@ -32,18 +35,14 @@ class Measurement:
     lost: int
     duplicated: int
     loss_ms: float
+    break_ms: float
     gap_ms: float
     gap_at_ms: float
     sender_gap_ms: float
     delay_ms: tuple[float, float, float]
 
-    @property
-    def break_ms(self) -> float:
-        """How long the traffic was interrupted: the longest time in which nothing came that should have."""
-        return max(self.gap_ms - 1000 / self.offered_pps, 0.0)
-
     def document(self) -> dict[str, Any]:
-        return asdict(self) | {"break_ms": self.break_ms}
+        return asdict(self)
 
 
 def measure(sent: Seen, received: Seen, event_ns: int) -> Measurement:
@@ -82,8 +81,22 @@ def measure(sent: Seen, received: Seen, event_ns: int) -> Measurement:
         lost=lost,
         duplicated=len(received.number) - len(came),
         loss_ms=lost / offered * 1000,
+        break_ms=_longest_wait(sent_at, arrived, arrivals, int(sent_at[-1]) + spacing) / MS,
         gap_ms=float(gaps[longest]) / MS,
         gap_at_ms=(int(edges[longest]) - event_ns) / MS,
         sender_gap_ms=float(np.diff(sent_at).max()) / MS,
         delay_ms=(spread[0], spread[1], spread[2]),
     )
+
+
+def _longest_wait(sent_at: I64, arrived: npt.NDArray[np.bool_], arrivals: I64, end_ns: int) -> float:
+    """The longest time, in ns, from a packet's sending until it or the next that was not lost came.
+
+    ``arrivals`` are those of the packets that ``arrived``; what came never was waited for until ``end_ns``.
+    """
+    came = np.full(len(sent_at) + 1, end_ns, np.int64)
+    came[:-1][arrived] = arrivals
+    # For each packet the place of the next that came, itself counted; the end is the last place.
+    places = np.append(np.where(arrived, np.arange(len(sent_at)), len(sent_at)), len(sent_at))
+    following = np.minimum.accumulate(places[::-1])[::-1][:-1]
+    return float((came[following] - sent_at).max())

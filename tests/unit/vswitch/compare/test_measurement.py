@@ -53,6 +53,7 @@ def test_a_pause_that_loses_nothing(at: int, milliseconds: float) -> None:
     found = measure(sent, received, BEGIN)
     assert found.lost == 0
     longest = max(SPACING, int(until - (sent.at_ns[at - 1] + DELAY)))
+    assert found.break_ms == pytest.approx(max(DELAY, int(until - sent.at_ns[at])) / 1e6)
     if until <= sent.at_ns[-1]:
         assert found.gap_ms == pytest.approx(longest / 1e6)
         assert found.delay_ms[2] == pytest.approx(max(DELAY, int(until - sent.at_ns[at])) / 1e6)
@@ -64,7 +65,18 @@ def test_nothing_comes_any_more() -> None:
     assert found.lost == 1000
     assert found.gap_ms == pytest.approx(100, abs=0.2)
     assert found.gap_at_ms == pytest.approx(99.9, abs=0.2)
-    assert measure(sent, passed(sent, sent.number < 0), BEGIN).lost == 2000
+    assert found.break_ms == pytest.approx(100)
+    never = measure(sent, passed(sent, sent.number < 0), BEGIN)
+    assert (never.lost, never.break_ms) == (2000, pytest.approx(200))
+
+
+def test_a_sender_that_pauses_is_no_break() -> None:
+    sent = stream()
+    late = Seen(sent.number, sent.at_ns + np.where(sent.number >= 1000, 80_000_000, 0))
+    found = measure(late, passed(late, late.number >= 0), BEGIN)
+    assert found.gap_ms == pytest.approx(80.1)
+    assert found.sender_gap_ms == pytest.approx(80.1)
+    assert found.break_ms == pytest.approx(0.02)
 
 
 def test_what_comes_twice_counts_once() -> None:

@@ -15,10 +15,10 @@ def document() -> dict[str, Any]:
     works = {"kernel datapath": "no", "DPDK": "yes", "offload": "not tried"}
     hot = {"key": "hot", "title": "Hot", "bed": "b", "ring": "512", "works": works, "runs": rows, **summary(rows)}
     control = hot | {"title": "Nothing", "works": dict.fromkeys(works, ""), "tool": None, "inside_us": None}
-    meter = {"bed": "one", "pause_ms": 0.0, "gap_ms": 0.3, "lost": 0, "sender_gap_ms": 0.2}
+    meter = {"bed": "one", "pause_ms": 0.0, "gap_ms": 0.3, "break_ms": 0.25, "lost": 0, "sender_gap_ms": 0.2}
     return {
         "settings": {"runs": 2, "pps": 10_000, "flows": 0, "ring": 512},
-        "meter": [meter, meter | {"pause_ms": 5.0, "gap_ms": 5.2}],
+        "meter": [meter, meter | {"pause_ms": 5.0, "gap_ms": 5.2, "break_ms": 5.1}],
         "ways": [control, hot],
     }
 
@@ -52,8 +52,8 @@ def test_a_page() -> None:
     text = table.markdown(document())
     assert text.count("\n| --- |") == 4
     assert list(table.meter_lines(document())) == [
-        "one, no pause: 0.30 ms without a packet, 0 lost, the sender's own longest pause 0.20 ms",
-        "one, 5 ms: 5.20 ms without a packet, 0 lost, the sender's own longest pause 0.20 ms",
+        "one, no pause: 0.30 ms without a packet, a break of 0.25 ms, 0 lost, the sender's own longest pause 0.20 ms",
+        "one, 5 ms: 5.20 ms without a packet, a break of 5.10 ms, 0 lost, the sender's own longest pause 0.20 ms",
     ]
 
 
