@@ -19,10 +19,18 @@ from hotupgrade.vswitch.compare.meter import Meter, prove
 from hotupgrade.vswitch.compare.network import Network
 from hotupgrade.vswitch.compare.run import Settings, bed, compare
 from hotupgrade.vswitch.compare.standby import MOST_SECONDARIES, hand_over, primary_and_secondary
+from hotupgrade.vswitch.compare.twins import move_over, two_places
 from hotupgrade.vswitch.switch import Switch
 
 PPS = 2000  # what a crowded machine still does in time
 PATCHES = Path(__file__).parent / "patches"
+LOST_BY_A_RESTART = (
+    "process id",
+    "packets counted by flows",
+    "megaflows",
+    "tracked connections",
+    "controller connection",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -108,16 +116,23 @@ def test_one_process_stands_in_for_another(vulnerable: SwitchBuild) -> None:
         assert made.usage().polling <= 1
 
 
-def test_two_main_processes(run: Callable[..., dict[str, dict[str, Any]]]) -> None:
-    twins = run("twins")["twins"]
-    assert twins["kept"]["OpenFlow flows"]
-    assert not twins["kept"]["process id"]
-    assert not twins["kept"]["controller connection"]
-    assert not twins["kept"]["tracked connections"]
-    assert not twins["kept"]["packets counted by flows"]
-    assert twins["extra"]["polling"][0] == 1
-    assert twins["extra"]["hugepages_kb"][0] > 200 * 1024
-    assert twins["left"]["hugepages_kb"][0] == 0
+def test_two_main_processes(vulnerable: SwitchBuild, fixed: SwitchBuild) -> None:
+    with two_places(vulnerable, flows=100) as made:
+        made.freshen()
+        before = made.usage()
+        with Meter(made.network, SOURCE, SINK, PPS).watch(60) as watch:
+            still = made.remember()
+            watch.begin()
+            peak = move_over(made.subject, fixed)["peak"]
+        kept, after = still(watch.measured.received), made.usage()
+        assert made.subject.switch.build == fixed
+    assert watch.measured.received > 0.5 * watch.measured.sent
+    assert kept["OpenFlow flows"]
+    for fact in (*LOST_BY_A_RESTART, "datapath ids"):
+        assert not kept[fact], fact
+    assert (before.polling, peak["polling"], after.polling) == (1, 2, 1)
+    assert peak["hugepages_kb"] == 2 * before.hugepages_kb == 2 * after.hugepages_kb > 0
+    assert peak["private_kb"] > 1.5 * before.private_kb
 
 
 @pytest.mark.full
@@ -128,7 +143,7 @@ def test_ways_side_by_side(
     loops = build_variant("loops", (PATCHES / "loops.patch").read_text())
     ways = run("restart", "hot", "hot-loops", loops=loops)
     restart = ways["restart"]
-    for fact in ("process id", "packets counted by flows", "megaflows", "tracked connections", "controller connection"):
+    for fact in LOST_BY_A_RESTART:
         assert not restart["kept"][fact], fact
     assert restart["kept"]["OpenFlow flows"], "ovs-ctl saves and restores them"
     assert restart["lost"][0] > PPS * 0.2
