@@ -23,6 +23,7 @@ SOURCE, SINK = (pair[0] for pair in PAIRS)
 RING = 512
 #: Connections that the switch tracks, beside those of the traffic.
 CONNECTIONS = 20
+COMMAND_S = 60.0  # that one command may take: a hundred thousand flows in one are some seconds
 _BATCH = 10_000  # flows that one command adds
 
 S = TypeVar("S")
@@ -156,7 +157,7 @@ def plain_switch(build: SwitchBuild, flows: int) -> Iterator[Bed[Switch]]:
 def options(place: Network) -> SwitchOptions:
     """Of a switch with DPDK's packet sockets at its ends of the cables, in this network."""
     devices = tuple(f"net_af_packet{i},iface={inner},framecnt={RING}" for i, (_, inner) in enumerate(PAIRS))
-    return SwitchOptions(devices=devices, network_of=place.pid)
+    return SwitchOptions(devices=devices, network_of=place.pid, command_timeout=COMMAND_S)
 
 
 def furnish(switch: Switch, flows: int) -> None:

@@ -25,7 +25,8 @@ from hotupgrade.vswitch.switch import Switch
 __all__ = ["PAIRS", "RING", "Settings", "bed", "compare", "summary"]
 
 Document = dict[str, Any]
-LIMIT_S = 60.0  # that one run of a way may take
+LIMIT_S = 60.0  # that one run of a way may take, and for how many flows more it may take a second more
+FLOWS_PER_S = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def compare(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Callabl
                 way.prepare(made.subject, build)
                 rows = []
                 for turn in range(settings.runs):
-                    rows.append(_once(made, meter, way, old, build))
+                    rows.append(_once(made, meter, way, old, build, LIMIT_S + settings.flows / FLOWS_PER_S))
                     say(f"{way.key} {turn + 1}/{settings.runs}: {rows[-1]['traffic']['break_ms']:.2f} ms")
                 document["ways"].append(_about(way, made) | {"runs": rows, **summary(rows)})
     return document
@@ -93,10 +94,10 @@ def _about(way: Way[Any], made: Bed[Any]) -> Document:
     }
 
 
-def _once(made: Bed[Any], meter: Meter, way: Way[Any], old: SwitchBuild, new: SwitchBuild) -> Document:
+def _once(made: Bed[Any], meter: Meter, way: Way[Any], old: SwitchBuild, new: SwitchBuild, limit_s: float) -> Document:
     made.freshen()
     before, standing = made.usage(), made.standing()
-    with meter.watch(LIMIT_S) as watch:
+    with meter.watch(limit_s) as watch:
         still = made.remember()
         watch.begin()
         begin = time.monotonic()

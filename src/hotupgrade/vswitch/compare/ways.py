@@ -38,9 +38,9 @@ class Works:
 
 
 ANY_RESTART = Works(
-    kernel="yes; flows that the kernel has go on until the new process takes them out, new ones wait for it",
+    kernel="yes; flows that the kernel has go on until the new process flushes them, packets without one wait for it",
     dpdk="yes",
-    offload="yes; the new process takes the card's flows out and puts in its own",
+    offload="yes; the new process takes the filters out and puts in its own",
 )
 ANY_HOT = Works(
     kernel="yes; the kernel's flows are left alone (docs/datapaths.md)",
