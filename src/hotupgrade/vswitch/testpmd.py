@@ -112,7 +112,7 @@ class Testpmd:
         self._read_to_prompt(self._start_timeout, "its start")
 
     def _quit(self) -> None:
-        """In words: upon SIGTERM it cleans up within the signal's handler, and now and then does not come back."""
+        """In words: upon SIGTERM it would clean up within the signal's handler, whatever that interrupted."""
         os.write(self._terminal, b"quit\n")
         deadline = time.monotonic() + QUIT_SECONDS
         while self.alive and time.monotonic() < deadline:
