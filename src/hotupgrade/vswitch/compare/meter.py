@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotupgrade.errors import HotUpgradeError
+from hotupgrade.vswitch.compare.cores import aside
 from hotupgrade.vswitch.compare.measurement import Measurement, measure
 from hotupgrade.vswitch.compare.network import Network
 from hotupgrade.vswitch.compare.packets import PORT, SIZE, Seen, read_capture, write_stream
@@ -71,7 +72,8 @@ class Meter:
             ]
             for capture in captures:
                 resources.callback(end, capture.process)
-            words = ["tcpreplay", "--intf1", self._source, "--pps", str(self.pps), "--preload-pcap", "--quiet"]
+            words = [*aside(), "tcpreplay", "--intf1", self._source, "--pps", str(self.pps)]
+            words += ["--preload-pcap", "--quiet"]
             words += ["--timer", "nano"]  # sleeps between packets: one that spins takes the core from all others
             sender = self._network.start([*words, str(folder / "stream")], folder / "sender")
             resources.callback(end, sender)
@@ -97,6 +99,7 @@ class Capture:
     def __init__(self, network: Network, interface: str, direction: str, path: Path) -> None:
         self._path, self._words = path, path.with_suffix(".words")
         words = [
+            *aside(),
             "tcpdump",
             "-i",
             interface,

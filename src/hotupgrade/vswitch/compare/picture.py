@@ -24,6 +24,7 @@ def draw(document: Document, path: Path) -> None:
     _breaks(left, ways, document["settings"])
     _costs(right, ways)
     left.set_yticks(range(len(ways)), [way["title"] for way in ways])
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=110)
 
 
@@ -32,14 +33,13 @@ def _breaks(axes: Axes, ways: Sequence[Document], settings: Document) -> None:
     for index, way in enumerate(ways):
         for field, colour, shift in (("break_ms", "tab:blue", 0.12), ("loss_ms", "tab:red", -0.12)):
             values = [max(row["traffic"][field], LEAST_MS) for row in way["runs"]]
-            label = {"break_ms": "longest time without a packet", "loss_ms": "lost ÷ rate"}[field]
+            label = {"break_ms": "longest that a packet was waited for", "loss_ms": "lost ÷ rate"}[field]
             place = [index + shift] * len(values)
             axes.plot(values, place, "o", alpha=0.4, color=colour, label=None if index else label)
             axes.plot([max(way[field][0], LEAST_MS)], [index + shift], "|", markersize=14, color="black")
     axes.set_xscale("log")
     axes.set_xlabel(f"traffic interrupted, ms ({settings['pps']:,} packets/s offered, ring of {settings['ring']})")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower left", fontsize="small")
 
 
 def _costs(axes: Axes, ways: Sequence[Document]) -> None:
@@ -51,7 +51,7 @@ def _costs(axes: Axes, ways: Sequence[Document]) -> None:
         cores = extra["polling"][0]
         axes.annotate(f" {cores:+.0f} core" if cores else "", (max(mib, LEAST_MIB), index), va="center")
     axes.set_xlabel("further memory, MiB")
-    axes.margins(x=0.3)
+    axes.set_xlim(0, 1.4 * axes.get_xlim()[1])  # room for the words
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -61,7 +61,7 @@ def draw_series(document: Document, path: Path) -> None:
 
     ways = document["ways"]
     figure = Figure(figsize=(10, 0.6 + 1.3 * len(ways)), layout="constrained")
-    for axes, way in zip(figure.subplots(len(ways), 1, squeeze=False)[:, 0], ways, strict=True):
+    for axes, way in zip(figure.subplots(len(ways), 1, sharey=True, squeeze=False)[:, 0], ways, strict=True):
         _around_the_event(axes, median_run(way))
         axes.set_title(way["title"], loc="left", fontsize="small")
     figure.supxlabel("sent so many ms after the begin")

@@ -16,6 +16,7 @@ from typing import Self
 
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare.bed import RING, SINK, SOURCE, Bed
+from hotupgrade.vswitch.compare.cores import others, polling
 from hotupgrade.vswitch.compare.network import Network, network
 from hotupgrade.vswitch.compare.usage import Usage, usage
 from hotupgrade.vswitch.compare.ways import Document, Way, Works
@@ -74,13 +75,13 @@ class Standby:
         return self._process("secondary", "nsenter", f"--net={spaces}/net", f"--mount={spaces}/mnt", "--")
 
     def _process(self, kind: str, *wrappers: str) -> Testpmd:
-        main, polling = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+        main, core = others()[0], polling()
         # Pools of packets have a cache for each lcore id, whatever the process: ids must not be used twice at a time.
         first = 2 + 2 * (self._started % 2) if self._started else 0
         self._started += 1
         words = [PROGRAM, "--no-pci", "--no-telemetry", f"--proc-type={kind}", "--file-prefix=standby"]
         words += [f"--huge-dir={self._folder / 'hugepages'}", "-m", str(MEMORY_MIB)]
-        words += ["--lcores", f"{first}@{main},{first + 1}@{polling}"]
+        words += ["--lcores", f"{first}@{main},{first + 1}@{core}"]
         words += [f"--vdev=net_tap{number},iface={name}" for number, name in enumerate((SOURCE, SINK))]
         words += ["--", "--interactive", "--nb-cores=1", f"--total-num-mbufs={BUFFERS}"]
         # Packets that wait in a queue are for whoever forwards next.

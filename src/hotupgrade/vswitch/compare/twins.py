@@ -6,7 +6,6 @@ card for each wire (:mod:`hotupgrade.vswitch.compare.card`).  Flows are copied f
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,13 +15,13 @@ from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare.bed import PAIRS, RING, Bed, SwitchBed, furnish, options
 from hotupgrade.vswitch.compare.card import Card, card
 from hotupgrade.vswitch.compare.controller import Controller, controller
+from hotupgrade.vswitch.compare.cores import polling
 from hotupgrade.vswitch.compare.usage import usage
 from hotupgrade.vswitch.compare.ways import Document, Way, Works, rules
 from hotupgrade.vswitch.switch import Switch
 
 #: After the move the first switch still forwards what it has in its rings.
 DRAIN_S = 0.2
-_ENOUGH_CORES = 3  # for two threads that poll, and all others
 
 
 class Twins:
@@ -96,9 +95,7 @@ def two_places(build: SwitchBuild, flows: int) -> Iterator[Bed[Twins]]:
 
 def _switch(made: Card, build: SwitchBuild, place: int) -> Switch:
     """One for a function of the card; each of the two has a core for its polling thread, if there are enough."""
-    usable = sorted(os.sched_getaffinity(0))
-    core = usable[-1 - place] if len(usable) >= _ENOUGH_CORES else usable[-1]
-    return Switch(build, replace(options(made.functions[place]), pmd_cores=(core,)))
+    return Switch(build, replace(options(made.functions[place]), pmd_cores=(polling(place),)))
 
 
 NOTE = (

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare.bed import Bed, one_switch, plain_switch
+from hotupgrade.vswitch.compare.cores import aside
 from hotupgrade.vswitch.compare.tool import Ran, run_tool
 from hotupgrade.vswitch.demo import LIBRARIES
 from hotupgrade.vswitch.switch import Switch
@@ -47,9 +48,7 @@ ANY_HOT = Works(
     dpdk="yes",
     offload="yes as far as the kernel's traffic control shows it; on no card was it tried (docs/datapaths.md)",
 )
-
-
-SAID = Works("", "", "")  # nothing to say, or said of the same way with DPDK
+SILENT = Works("", "", "")  # nothing to say, or said of the same way with DPDK
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _patiently(words: Sequence[str]) -> tuple[Document, Ran]:
     """
     said = ""
     for _ in range(_ATTEMPTS):
-        ran = run_tool([sys.executable, "-m", "hotupgrade.cli", *words], _LIMIT_S)
+        ran = run_tool([*aside(), sys.executable, "-m", "hotupgrade.cli", *words], _LIMIT_S)
         if ran.code == 0:
             document: Document = json.loads(ran.output)
             return document, ran
@@ -159,7 +158,7 @@ RESTART_NOTE = (
 )
 #: With DPDK, on one switch.
 WAYS = (
-    Way("nothing", "Nothing (control)", nothing, _nothing_back, one_switch, SAID),
+    Way("nothing", "Nothing (control)", nothing, _nothing_back, one_switch, SILENT),
     Way("restart", "Restart, flows saved and restored (ovs-ctl restart)", restart, restart, one_switch, ANY_RESTART),
     Way("stop-start", "Stop and start, flows from a controller", stop_and_start, restart, one_switch, ANY_RESTART),
     Way("hot", "Hot upgrade, changed functions only", hot(), _roll_back, one_switch, ANY_HOT, look),
@@ -184,8 +183,8 @@ RESTARTED_THREADS = Way(
 )
 #: Without DPDK.
 PLAIN = (
-    Way("plain-nothing", "Userspace datapath: nothing (control)", nothing, _nothing_back, plain_switch, SAID),
-    Way("plain-restart", "Userspace datapath: restart (ovs-ctl restart)", restart, restart, plain_switch, SAID),
-    Way("plain-stop-start", "Userspace datapath: stop and start", stop_and_start, restart, plain_switch, ANY_RESTART),
-    Way("plain-hot", "Userspace datapath: hot upgrade", hot(), _roll_back, plain_switch, SAID, look),
+    Way("plain-nothing", "Userspace datapath: nothing (control)", nothing, _nothing_back, plain_switch, SILENT),
+    Way("plain-restart", "Userspace datapath: restart (ovs-ctl restart)", restart, restart, plain_switch, SILENT),
+    Way("plain-stop-start", "Userspace datapath: stop and start", stop_and_start, restart, plain_switch, SILENT),
+    Way("plain-hot", "Userspace datapath: hot upgrade", hot(), _roll_back, plain_switch, SILENT, look),
 )
