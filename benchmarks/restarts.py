@@ -4,7 +4,7 @@ Three controls stand in the same run beside each restart:
 
 - a stop that changes nothing, for what holding the polling thread costs at all;
 - rounds of the polling thread in which nothing is done, and which are as long as a restart: how many of them the
-  machine itself interrupts, and for how long (:mod:`preemptions`);
+  machine itself interrupts, and for how long (:mod:`hotupgrade.vswitch.preemptions`);
 - the same for the restarts themselves, which are all counted, and told apart only beside that.
 
 Which round a restart falls into is no matter of chance.  The thread was just let go by the stop, so it is on its
@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moments import Clock, Moments, moments
-from preemptions import Recorder, involuntary_switches, recording, total
+from moments import Moments, moments
 from samples import Effort, Result, Row, Series, median
 from stops import Target
 
@@ -33,7 +32,9 @@ from hotupgrade.errors import HotUpgradeError
 from hotupgrade.report.restarts import groups, restarts
 from hotupgrade.vswitch import demo
 from hotupgrade.vswitch.builds import find_build
+from hotupgrade.vswitch.preemptions import Recorder, involuntary_switches, recording, total
 from hotupgrade.vswitch.switch import Switch
+from hotupgrade.vswitch.ticks import Clock
 from ovs import observe
 
 Document = dict[str, Any]
