@@ -65,10 +65,10 @@ compilers: setup ## upgrades of a small program in every flavour of compiler and
 	@scripts/install-packages compilers
 	PYTHONPATH=tests:src $(PYTHON) -m live.flavours
 
-compare: setup ovs ## ways to upgrade a switch side by side on the same traffic; results in build/compare
+compare: setup ovs ## ways to upgrade a switch side by side on the same traffic (hours); writes docs/comparison.md
 	@scripts/install-packages compare
 	scripts/build-ovs loops tests/ovs/patches/loops.patch
-	$(PYTHON) -m hotupgrade.vswitch.compare --loops loops
+	$(PYTHON) -m hotupgrade.vswitch.compare --loops loops --page docs/comparison.md
 
 test-unit: setup ## the tests that start no process
 	@$(PYTHON) -m pytest -n auto tests/unit

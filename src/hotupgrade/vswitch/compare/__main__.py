@@ -1,52 +1,183 @@
-"""``python -m hotupgrade.vswitch.compare``: run it, print the table, write the document and the picture."""
+"""``python -m hotupgrade.vswitch.compare``: measure, put the results together, write tables, picture and page.
+
+A whole comparison takes hours.  It can be made in pieces: what each invocation has measured is merged into one document
+as soon as it is there, and the page is written from all of that.
+"""
 
 from __future__ import annotations
 
-import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from hotupgrade.vswitch.builds import find_build
-from hotupgrade.vswitch.compare import picture, table
-from hotupgrade.vswitch.compare.catalogue import ALL_WAYS
-from hotupgrade.vswitch.compare.run import Settings, compare
+from hotupgrade.errors import HotUpgradeError
+from hotupgrade.vswitch.builds import SwitchBuild, find_build
+from hotupgrade.vswitch.compare import about, applications, distribution, growth, page, picture, results, run, table
+from hotupgrade.vswitch.compare.ways import WAYS
+
+Document = dict[str, Any]
+FLOWS = (0, 10_000, 100_000)
+#: Runs of each part, in full and to see that everything works.
+RUNS = {"ways": 20, "applications": 5, "growth": 20, "distribution": 200}
+QUICK = {"ways": 2, "applications": 1, "growth": 3, "distribution": 5}
+QUICK_MOST = 1_000  # of whatever grows
+QUICK_FLOWS = (0,)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One invocation: where its results go, and what they are labelled with."""
+
+    old: SwitchBuild
+    new: SwitchBuild
+    file: Path
+    command: str
+    say: Callable[[str], None]
+
+    @contextmanager
+    def measuring(self, part: str, key: str) -> Iterator[Callable[[Document], None]]:
+        """The function given takes what was measured, and it is kept at once."""
+        machine, stolen, begin = about.machine(), about.stolen_s(), time.monotonic()
+
+        def take(result: Document) -> None:
+            entry = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": time.monotonic() - begin,
+                "stolen_s": about.stolen_s() - stolen,
+                "command": self.command,
+                "machine": machine,
+                "versions": about.versions(self.old, self.new),
+                "result": result,
+            }
+            results.save(self.file, results.merge(results.load(self.file), part, {key: entry}))
+
+        self.say(f"{part}, {key}")
+        yield take
 
 
 @click.command()
+@click.option(
+    "--part", "parts", multiple=True, type=click.Choice(results.PARTS), help="Only this; several may be given."
+)
 @click.option("--builds", type=click.Path(path_type=Path), default=Path("build/ovs"), help="Where 'make ovs' put them.")
 @click.option("--old", default="vulnerable", show_default=True, help="The build that runs.")
 @click.option("--new", default="fixed", show_default=True, help="The build to be brought in.")
-@click.option("--loops", help="A build in which threads' own loops changed too; without it that way is left out.")
-@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Runs of each way.")
+@click.option("--runs", type=click.IntRange(1), help=f"Runs of each way, or point.  [default: {RUNS}]")
 @click.option("--pps", type=click.IntRange(100, 100_000), default=10_000, show_default=True, help="Packets per second.")
-@click.option("--flows", type=click.IntRange(0, 100_000), default=0, show_default=True, help="Further OpenFlow flows.")
-@click.option("--only", multiple=True, type=click.Choice([way.key for way in ALL_WAYS]), help="Only these ways.")
+@click.option(
+    "--flows", multiple=True, type=click.IntRange(0, 1_000_000), help=f"Further OpenFlow flows.  [default: {FLOWS}]"
+)
+@click.option("--only", multiple=True, type=click.Choice([way.key for way in WAYS]), help="Only these ways.")
+@click.option(
+    "--application",
+    multiple=True,
+    type=click.Choice([one.key for one in applications.APPLICATIONS]),
+    help="Only these.",
+)
+@click.option("--axis", multiple=True, type=click.Choice([one.key for one in growth.axes()]), help="Only this growth.")
+@click.option("--quick", is_flag=True, help="A few runs of each, and little load, to see that everything works.")
+@click.option("--page", "page_path", type=click.Path(path_type=Path), help="Write the page of all results there, too.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/compare"), help="Where results go.")
 def main(
+    parts: tuple[str, ...],
     builds: Path,
     old: str,
     new: str,
-    loops: str | None,
-    runs: int,
+    runs: int | None,
     pps: int,
-    flows: int,
+    flows: tuple[int, ...],
     only: tuple[str, ...],
+    application: tuple[str, ...],
+    axis: tuple[str, ...],
+    quick: bool,
+    page_path: Path | None,
     output: Path,
 ) -> None:
-    """Upgrade a virtual switch in every way on the same traffic, and compare.  Needs root and hugepages."""
-    settings = Settings(runs, pps, flows, only, find_build(loops, builds) if loops else None)
-    document = compare(
-        find_build(old, builds), find_build(new, builds), settings, lambda line: click.echo(line, err=True)
+    """Upgrade a virtual switch in every way on the same traffic, and compare.  Needs root and hugepages.
+
+    All parts in full take hours; --part, --flows, --application and --axis choose, and results of several invocations
+    are put together.
+    """
+    session = Session(find_build(old, builds), find_build(new, builds), output / "results.json", _command(), _say)
+    wanted = parts or results.PARTS
+    counts = {part: runs or (QUICK if quick else RUNS)[part] for part in results.PARTS}
+    try:
+        if "ways" in wanted:
+            settings = run.Settings(runs=counts["ways"], pps=pps, only=only)
+            _ways(session, settings, flows or (QUICK_FLOWS if quick else FLOWS))
+        if "applications" in wanted:
+            _applications(session, applications.Settings(counts["applications"], only, application))
+        if "growth" in wanted:
+            most = QUICK_MOST if quick else growth.Settings().most
+            _growth(session, growth.Settings(counts["growth"], axis, most))
+        if "distribution" in wanted:
+            _distribution(session, distribution.Settings(counts["distribution"]))
+    except HotUpgradeError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    _write(results.load(session.file), output, page_path)
+
+
+def _ways(session: Session, settings: run.Settings, flows: tuple[int, ...]) -> None:
+    for count in flows:
+        with session.measuring("ways", str(count)) as take:
+            take(run.compare(session.old, session.new, replace(settings, flows=count), session.say))
+
+
+def _applications(session: Session, settings: applications.Settings) -> None:
+    for key in settings.applications or tuple(one.key for one in applications.APPLICATIONS):
+        with session.measuring("applications", key) as take:
+            only = replace(settings, applications=(key,))
+            take(applications.measure(session.old, session.new, only, session.say)[key])
+
+
+def _growth(session: Session, settings: growth.Settings) -> None:
+    for key in settings.axes or tuple(one.key for one in growth.axes()):
+        with session.measuring("growth", key) as take:
+            take(growth.measure(session.old, session.new, replace(settings, axes=(key,)), session.say)[key])
+
+
+def _distribution(session: Session, settings: distribution.Settings) -> None:
+    with session.measuring("distribution", "full speed") as take:
+        take(distribution.measure(session.old, session.new, settings, session.say))
+
+
+def _write(document: Document, output: Path, page_path: Path | None) -> None:
+    """Tables on standard output and as files; the picture is of the ways with the fewest flows."""
+    ways = document["parts"].get("ways", {})
+    first = ways[min(ways, key=int)]["result"] if ways else None
+    if first is not None:
+        (output / "table.md").write_text(table.markdown(first), encoding="utf-8")
+        picture.draw(first, output / "comparison.png")
+    (output / "comparison.md").write_text(
+        page.markdown(document, "comparison.png" if first else None), encoding="utf-8"
     )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(document, indent=1))
-    (output / "table.md").write_text(table.markdown(document))
-    picture.draw(document, output / "comparison.png")
-    picture.draw_series(document, output / "delays.png")
-    for line in table.meter_lines(document):
-        click.echo(line)
-    click.echo(table.markdown(document))
+    click.echo((output / "comparison.md").read_text(encoding="utf-8"))
+    if page_path is not None:
+        drawn = None
+        if first is not None:
+            drawn = page_path.parent / "images" / "comparison.png"
+            drawn.parent.mkdir(parents=True, exist_ok=True)
+            picture.draw(first, drawn)
+        relative = str(drawn.relative_to(page_path.parent)) if drawn else None
+        page_path.write_text(page.markdown(document, relative), encoding="utf-8")
+
+
+def _command() -> str:
+    """What the user has typed, wherever it was typed from."""
+    words = sys.argv[1:]
+    return shlex.join(["hotupgrade", "compare", *(words[1:] if words[:1] == ["compare"] else words)])
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 if __name__ == "__main__":

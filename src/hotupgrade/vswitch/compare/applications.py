@@ -1,0 +1,156 @@
+"""What users of a switch notice of each way: programs that talk through it while it is gone.
+
+Each application runs by itself, over the same switch and the same hosts, in windows of the same length; in the middle
+of each a way is gone, and for the control nothing is done.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hotupgrade.errors import HotUpgradeError
+from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare.application import Application
+from hotupgrade.vswitch.compare.cells import failed, joined
+from hotupgrade.vswitch.compare.fresh import FRESH_CONNECTIONS
+from hotupgrade.vswitch.compare.hosts import RING, Hosts, hosts
+from hotupgrade.vswitch.compare.idle import IDLE
+from hotupgrade.vswitch.compare.iperf import IPERF
+from hotupgrade.vswitch.compare.spread import spread
+from hotupgrade.vswitch.compare.ways import WAYS, Way, look
+from hotupgrade.vswitch.compare.web import WEB
+
+Document = dict[str, Any]
+Say = Callable[[str], None]
+APPLICATIONS = (IPERF, WEB, IDLE, FRESH_CONNECTIONS)
+#: Before the event, and how long a window lasts at least, in seconds.
+LEAD_S, WINDOW_S = 2.0, 10.0
+#: After the event, if it took longer than the window: TCP comes back after its last time-out.
+TRAIL_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``runs`` of each way under each application."""
+
+    runs: int = 5
+    only: tuple[str, ...] = ()  # ways
+    applications: tuple[str, ...] = ()
+    window_s: float = WINDOW_S
+
+
+def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) -> Document:
+    """By application and way, each run and what is said about all of them.
+
+    A way that cannot be gone under an application is in the document with the reason, and the switch is made anew.
+
+    Raises:
+        HotUpgradeError: there can be no such switch here, or an application does not run at all.
+    """
+    document: Document = {}
+    ways = [way for way in WAYS if not settings.only or way.key in settings.only]
+    for application in APPLICATIONS:
+        if settings.applications and application.key not in settings.applications:
+            continue
+        document[application.key] = {
+            "title": application.title,
+            "figures": [[figure.key, figure.title, figure.digits] for figure in application.figures],
+            "window_s": settings.window_s if application.lasts else None,
+            "ring": RING,
+            "ways": _ways(application, ways, old, new, settings, say),
+        }
+    return document
+
+
+def _ways(
+    application: Application, ways: Sequence[Way], old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say
+) -> list[Document]:
+    found: list[Document] = []
+    left = list(ways)
+    while left:  # once more for each way that has failed: it may have left anything behind
+        with _bed(old, new) as between:
+            while left:
+                way = left.pop(0)
+                try:
+                    rows = [
+                        _once(between, application, way, (old, new), settings.window_s, say)
+                        for _ in range(settings.runs)
+                    ]
+                except HotUpgradeError as error:
+                    say(f"{application.key}, {way.key}: {error}")
+                    found.append({"key": way.key, "title": way.title, "runs": [], "failed": str(error)})
+                    break
+                figures = {figure.key: _summary(figure.key, rows) for figure in application.figures}
+                found.append({"key": way.key, "title": way.title, "runs": rows, "figures": figures})
+    return found
+
+
+@contextmanager
+def _bed(old: SwitchBuild, new: SwitchBuild) -> Iterator[Hosts]:
+    with hosts(old) as between:
+        look(between.switch, new)
+        yield between
+
+
+def _once(
+    between: Hosts,
+    application: Application,
+    way: Way,
+    builds: tuple[SwitchBuild, SwitchBuild],
+    window_s: float,
+    say: Say,
+) -> Document:
+    old, new = builds
+    with tempfile.TemporaryDirectory(prefix="hotupgrade-application-") as folder:
+        begin = time.monotonic()
+        with application.run(between, Path(folder)) as finish:
+            if application.lasts:
+                time.sleep(LEAD_S)
+            went = time.monotonic()
+            own = way.go(between.switch, new)
+            took = time.monotonic() - went
+            if application.lasts:
+                time.sleep(max(window_s - (time.monotonic() - begin), TRAIL_S))
+            result = finish()
+    lasted = time.monotonic() - begin
+    way.back(between.switch, old)
+    words = ", ".join(f"{figure.title} {result[figure.key]}" for figure in application.figures)
+    say(f"{application.key}, {way.key}: {words}")
+    return {**result, "command_s": took, "lasted_s": lasted, "break_us": own.get("break_us", {}).get("busy_max")}
+
+
+def _summary(key: str, rows: Sequence[Document]) -> Document | None:
+    """Median and extremes of the runs; None if it is not known of each."""
+    values = [row[key] for row in rows]
+    return None if None in values else spread(values)
+
+
+def markdown(document: Document) -> str:
+    """A table for each application: a way a row; "median (smallest to largest)" where the runs differ."""
+    return "\n".join(_table(part) for part in document.values())
+
+
+def _table(part: Document) -> str:
+    figures = part["figures"]
+    heads = ("way", "runs", *(title for _, title, _ in figures))
+    window = f", in windows of {part['window_s']:g} s" if part["window_s"] else ""
+    return f"**{part['title']}**{window}\n\n{joined(heads, (_row(way, figures) for way in part['ways']))}"
+
+
+def _row(way: Document, figures: Sequence[tuple[str, str, int]]) -> list[str]:
+    if not way["runs"]:
+        return [way["title"], "0", *failed(way["failed"], len(figures))]
+    return [way["title"], str(len(way["runs"])), *(_cell(way["figures"][key], digits) for key, _, digits in figures)]
+
+
+def _cell(found: Document | None, digits: int) -> str:
+    if found is None:
+        return "not counted"
+    median, low, high = (f"{found[name]:,.{digits}f}" for name in ("median", "min", "max"))
+    return median if low == high else f"{median} ({low} to {high})"

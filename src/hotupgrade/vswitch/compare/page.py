@@ -1,0 +1,194 @@
+"""``docs/comparison.md`` from the result document.  Nothing is measured here, and what was not run is not in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hotupgrade.vswitch.compare import applications, distribution, growth, table
+from hotupgrade.vswitch.compare.cells import joined
+from hotupgrade.vswitch.compare.fresh import PER_SECOND
+from hotupgrade.vswitch.compare.hosts import RING
+from hotupgrade.vswitch.compare.idle import LIMIT_S
+
+Document = dict[str, Any]
+
+_HEAD = """\
+# Ways to bring a new build into a virtual switch, side by side
+
+One private Open vSwitch with DPDK's userspace datapath, one machine, one traffic; each way is gone many times, and for
+the control nothing is done. `make compare` measures and writes this page; nothing in it is by hand, and what was not
+run is not in it. The results with every single run are in `build/compare/results.json`.
+"""
+
+_WAYS = """\
+Break: the longest time without a packet behind the switch, beyond the packets' own distance. Inside: what the polling
+thread lost by its own clock, as the tool reports it. Three numbers are median / 99th percentile / maximum; of so few
+runs the 99th percentile is the maximum, or near it.
+"""
+
+_APPLICATIONS = """\
+Two hosts (network namespaces) talk TCP through the switch; in the middle of each window a way is gone. "Nothing" is the
+control: what the machine does by itself. A cell is the median of the runs (smallest to largest).
+"""
+
+_RULES = """\
+The idle sessions and the new connections pass a stateful rule set as of a security group: a connection may be opened
+from the client's side (`ct_state=+new`, `ct(commit)`), and what belongs to one may pass (`ct_state=+est`). A switch
+that has forgotten a session takes the client's next segment for a new connection, as the rule set does not ask for a
+SYN; the server's it drops. So on every other session the client speaks first, and on the rest the server; an answer may
+take {limit:g} s. Each of the {rate} new connections a second needs megaflows of its own.
+"""
+
+_GROWTH = """\
+Two switches run, one that holds what the first column says and an empty one; in each turn both are upgraded and rolled
+back, while the other stands still. Break: of the polling thread, by its own clock, µs, median / 99th percentile. Ratio:
+of the medians, loaded to empty, with its 95 % interval (bootstrap). Promised is that it is no longer by more than 10 %.
+"There" is the switch's own count: a packet was sent for each megaflow and each connection.
+"""
+
+_PORTS_AND_THREADS = """\
+Ports are internal ones (taps), as DPDK in Debian's build has room for 32 of its own; the main thread polls them. There
+are at most as many polling threads as cores, for Open vSwitch binds each to one. With as many of them as cores, the
+tool and the main thread have to wait for a core that one of them is on, and so may the stop.
+"""
+
+_DISTRIBUTION = """\
+At full speed ({rate:.1f} million packets a second, DPDK's net_null), {runs} hot upgrades and as many roll-backs, one
+after the other: what the polling thread lost, in µs.
+"""
+
+_PARTS = """\
+The second table has the slowest of them all, with the parts of their breaks: until all busy threads stand, while
+state is brought over, while words are replaced, until it is let go. Beside them is what the kernel recorded: for how
+long within the break somebody else had the processor of the polling thread (PMD), or of the thread that leads the stop.
+"""
+
+_LIMITS = """\
+- **A small machine.** {cores} cores{hypervisor}: one for the polling thread, and {others} for all else: the switch's
+  main thread, the tool, both ends of the traffic and whoever else is on the machine. A way that works much before or
+  after its break (a start of DPDK, reading two builds) so disturbs the senders and receivers, too, as it would not on a
+  server. What a hypervisor takes nobody in the machine sees.
+- **No network card.** Packets come by veth and net_af_packet, with a ring of {ring} frames and copies in the kernel.
+  What a ring holds is delayed and not lost; a card has another one. How long a card's own start takes after a restart,
+  or a virtual function that is moved from one process to another, is not in these figures and would come on top.
+- **Rates** are far below what DPDK can do, except in the distribution: senders, receivers and captures share the one
+  core.
+- **One switch, one pair of builds**: Open vSwitch {openvswitch} with DPDK {dpdk}; into the build "{old}" comes "{new}".
+"""
+
+
+def markdown(document: Document, picture: str | None = None) -> str:
+    """The page; ``picture`` is the path of one of the ways, as seen from the page."""
+    parts = document["parts"]
+    sections = [_HEAD, *_about(parts)]
+    if "ways" in parts:
+        sections += _ways(parts["ways"], picture)
+    if "applications" in parts:
+        found = {key: entry["result"] for key, entry in parts["applications"].items()}
+        sections += ["## Applications\n", _APPLICATIONS]
+        if {"idle", "fresh"} & set(found):
+            sections.append(_RULES.format(limit=LIMIT_S, rate=PER_SECOND))
+        sections.append(applications.markdown(found))
+    if "growth" in parts:
+        found = {key: entry["result"] for key, entry in parts["growth"].items()}
+        sections += ["## How the break of a hot upgrade grows\n", _GROWTH]
+        if {"ports", "pmds"} & set(found):
+            sections.append(_PORTS_AND_THREADS)
+        sections.append(growth.markdown(found))
+    for entry in parts.get("distribution", {}).values():
+        sections += _distribution(entry["result"])
+    sections += _limits(parts)
+    return "\n".join(sections)
+
+
+def _about(parts: Document) -> Iterator[str]:
+    """The machine, the versions, and which command has measured what."""
+    entries = [(part, key, entry) for part, found in parts.items() for key, entry in found.items()]
+    if not entries:
+        return
+    yield "## Measured on\n"
+    machines = {_machine(entry["machine"]): None for _, _, entry in entries}
+    versions = {_versions(entry["versions"]): None for _, _, entry in entries}
+    yield "\n".join(f"- {words}" for words in (*machines, *versions)) + "\n"
+    heads = ("part", "measured", "took, min", "load before", "hypervisor took, s", "command")
+    yield joined(
+        heads,
+        (
+            [
+                f"{part}, {_key(part, key)}" if part != "distribution" else part,
+                entry["time"],
+                f"{entry['seconds'] / 60:.0f}",
+                f"{entry['machine']['load']:.1f}",
+                f"{entry['stolen_s']:.1f}",
+                f"`{entry['command']}`",
+            ]
+            for part, key, entry in entries
+        ),
+    )
+
+
+def _key(part: str, key: str) -> str:
+    return f"{int(key):,} flows" if part == "ways" else key
+
+
+def _machine(found: Document) -> str:
+    kind = "a virtual machine" if found["hypervisor"] else "a machine"
+    memory = f"{found['memory_mib'] / 1024:.0f} GiB"
+    return f"{kind} with {found['cores']} cores ({found['processor']}), {memory}, Linux {found['kernel']}"
+
+
+def _versions(found: Document) -> str:
+    switch = f"Open vSwitch {found['openvswitch']} with DPDK {found['dpdk']}"
+    tool = f"hotupgrade {found['hotupgrade']} (Python {found['python']})"
+    return f"{tool}, {switch}: from the build '{found['old']}' to '{found['new']}'"
+
+
+def _ways(found: Document, picture: str | None) -> Iterator[str]:
+    yield "## The ways\n"
+    yield _WAYS
+    if picture:
+        yield f"![Every run of each way on a logarithmic axis]({picture})\n"
+    for key, entry in sorted(found.items(), key=lambda item: int(item[0])):
+        result = entry["result"]
+        settings = result["settings"]
+        offered = f"{settings['pps']:,} packets of 64 bytes a second offered, a ring of {settings['ring']} frames"
+        yield f"### With {int(key):,} further OpenFlow flows\n"
+        yield f"{offered}.\n"
+        yield table.markdown(result)
+        yield "The meter, on pauses made on purpose before it was believed:\n"
+        yield "\n".join(f"- {line}" for line in table.meter_lines(result)) + "\n"
+
+
+def _distribution(result: Document) -> Iterator[str]:
+    yield "## Predictability\n"
+    count = result["upgrade"]["count"]
+    yield _DISTRIBUTION.format(rate=result["packets_per_second"] / 1e6, runs=count)
+    yield _PARTS
+    yield distribution.markdown(result)
+    machine = result["machine"]
+    if machine:
+        hit = 100 * machine["windows_hit"] / machine["windows"]
+        share = 100 * machine["share_taken"]
+        yield (
+            f"The control: in the {machine['seconds']:.0f} s others had {share:.2f} % of the polling thread's core, in "
+            f"{machine['preemptions']:,} preemptions; {hit:.2f} % of {machine['windows']:,} spans as long as a break "
+            f"had one in them.\n"
+        )
+
+
+def _limits(parts: Document) -> Iterator[str]:
+    entries = [entry for found in parts.values() for entry in found.values()]
+    if not entries:
+        return
+    last = entries[-1]
+    cores = last["machine"]["cores"]
+    rings = sorted({entry["result"]["settings"]["ring"] for entry in parts.get("ways", {}).values()})
+    yield "## What these figures are not\n"
+    yield _LIMITS.format(
+        cores=cores,
+        hypervisor=", given by a hypervisor" if last["machine"]["hypervisor"] else "",
+        others=cores - 1 if cores > 2 else "one",
+        ring=" and ".join(map(str, rings)) or RING,
+        **{name: last["versions"][name] for name in ("openvswitch", "dpdk", "old", "new")},
+    )

@@ -1,0 +1,26 @@
+"""How a program is told what to do: a JSON document a line on standard input, an answer a line on standard output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+Document = dict[str, Any]
+Command = Callable[..., Awaitable[Document]]
+
+
+async def obey(commands: Mapping[str, Command]) -> None:
+    """Carry out what comes, one after the other, until standard input ends.
+
+    ``{"do": NAME, ...}`` calls the command of that name with the other fields.
+    """
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        words = json.loads(line)
+        answer = await commands[words.pop("do")](**words)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()

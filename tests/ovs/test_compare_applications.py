@@ -1,0 +1,86 @@
+"""Applications between two hosts, on the real switch, in short: ``make compare`` does it in full."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare import applications, hot, idle, web
+from hotupgrade.vswitch.compare.application import Application
+from hotupgrade.vswitch.compare.fresh import FRESH_CONNECTIONS
+from hotupgrade.vswitch.compare.hosts import Hosts, hosts
+from hotupgrade.vswitch.compare.idle import IDLE
+from hotupgrade.vswitch.compare.iperf import IPERF, RATE
+from hotupgrade.vswitch.compare.web import WEB
+
+SECONDS = 1.5
+SESSIONS = 100
+
+
+@pytest.fixture(autouse=True)
+def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = [tool for tool in ("iperf3", "wrk", "ethtool", "ip", "nsenter") if not shutil.which(tool)]
+    assert not missing, f"{missing} are needed: scripts/install-packages compare"
+    assert web.program()
+    monkeypatch.setattr(idle, "SESSIONS", SESSIONS)
+
+
+@pytest.fixture
+def between(vulnerable: SwitchBuild) -> Iterator[Hosts]:
+    with hosts(vulnerable) as made:
+        yield made
+
+
+def test_every_application_notices_nothing_of_a_hot_upgrade(between: Hosts, fixed: SwitchBuild, tmp_path: Path) -> None:
+    """All on one switch, which is upgraded and rolled back in turn."""
+    found = {}
+    for number, application in enumerate(applications.APPLICATIONS):
+        with application.run(between, tmp_path) as finish:
+            time.sleep(SECONDS)
+            if number % 2:
+                hot.roll_back(between.switch)
+            else:
+                hot.upgrade(between.switch, fixed)
+            time.sleep(0.5)
+            found[application.key] = finish()
+        assert {figure.key for figure in application.figures} <= set(found[application.key])
+    assert found[IPERF.key]["mbps"] > RATE / 2
+    assert found[WEB.key]["failed"] == 0
+    assert found[WEB.key]["requests"] > 100
+    assert found[IDLE.key]["answered"] == SESSIONS
+    fresh = found[FRESH_CONNECTIONS.key]
+    assert (fresh["timeouts"], fresh["resets"], fresh["errors"]) == (0, 0, 0)
+    assert fresh["begun"] > 100
+    assert fresh["upcalls_each"] >= 2, "one for each direction"
+
+
+def test_sessions_are_behind_connection_tracking(between: Hosts, tmp_path: Path) -> None:
+    with IDLE.run(between, tmp_path) as finish:
+        tracked = between.switch.appctl("dpctl/dump-conntrack").count("state=ESTABLISHED")
+        assert tracked == SESSIONS
+        between.switch.appctl("dpctl/flush-conntrack")
+        found = finish()
+    assert found["failed_client"] == 0, "what the client sends is taken for a new connection"
+    assert found["failed_server"] == SESSIONS // 2, "what the server sends is not"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("application", applications.APPLICATIONS, ids=lambda one: one.key)
+def test_restart_beside_hot_upgrade(application: Application, vulnerable: SwitchBuild, fixed: SwitchBuild) -> None:
+    settings = applications.Settings(1, ("nothing", "restart", "hot"), (application.key,), window_s=6.0)
+    document = applications.measure(vulnerable, fixed, settings, print)
+    ways = {way["key"]: way["runs"][0] for way in document[application.key]["ways"]}
+    if application is IDLE:
+        assert ways["hot"]["answered"] == ways["nothing"]["answered"] == SESSIONS
+        assert ways["restart"]["hung"] + ways["restart"]["reset"] > 0
+    if application in {WEB, FRESH_CONNECTIONS}:
+        assert ways["hot"]["max_ms"] < ways["restart"]["max_ms"]
+    if application is IPERF:
+        assert ways["restart"]["still_ms"] > ways["hot"]["still_ms"]
+    assert document[application.key]["title"] in applications.markdown(document)

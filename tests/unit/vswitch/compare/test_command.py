@@ -1,0 +1,102 @@
+"""The command: which parts it measures, how it puts pieces together, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hotupgrade.cli import main as hotupgrade
+from hotupgrade.errors import NotNow, Reason
+from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare import __main__ as command
+from hotupgrade.vswitch.compare import about, applications, distribution, growth, results, run
+from unit.vswitch.compare import samples
+
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Nothing is measured; what would have been, with the settings."""
+    found: list[tuple[str, Any]] = []
+
+    def ways(_: SwitchBuild, __: SwitchBuild, settings: run.Settings, say: object) -> Document:
+        found.append(("ways", settings))
+        return samples.ways()
+
+    def apps(_: SwitchBuild, __: SwitchBuild, settings: applications.Settings, say: object) -> Document:
+        found.append(("applications", settings))
+        return {key: samples.applications() for key in settings.applications}
+
+    def grow(_: SwitchBuild, __: SwitchBuild, settings: growth.Settings, say: object) -> Document:
+        found.append(("growth", settings))
+        return {key: {"title": key, "points": [samples.point(10, 20.0)]} for key in settings.axes}
+
+    def distribute(_: SwitchBuild, __: SwitchBuild, settings: distribution.Settings, say: object) -> Document:
+        found.append(("distribution", settings))
+        return samples.distributed()
+
+    monkeypatch.setattr(command, "find_build", lambda name, builds: SwitchBuild(builds / name))
+    monkeypatch.setattr(about, "versions", lambda *_: samples.VERSIONS)
+    monkeypatch.setattr(run, "compare", ways)
+    monkeypatch.setattr(applications, "measure", apps)
+    monkeypatch.setattr(growth, "measure", grow)
+    monkeypatch.setattr(distribution, "measure", distribute)
+    return found
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(hotupgrade, ["compare", *words])
+
+
+def test_all_parts(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
+    done = call("--output", str(tmp_path), "--page", str(tmp_path / "docs.md"))
+    assert done.exit_code == 0, done.output
+    assert [settings.flows for part, settings in asked if part == "ways"] == [0, 10_000, 100_000]
+    assert {settings.runs for part, settings in asked if part == "ways"} == {20}
+    assert [settings for part, settings in asked if part == "distribution"] == [distribution.Settings(200)]
+    found = results.load(tmp_path / "results.json")
+    assert list(found["parts"]) == list(results.PARTS)
+    assert set(found["parts"]["applications"]) == {one.key for one in applications.APPLICATIONS}
+    assert set(found["parts"]["growth"]) == {one.key for one in growth.axes()}
+    assert (tmp_path / "images" / "comparison.png").is_file()
+    assert "images/comparison.png" in (tmp_path / "docs.md").read_text()
+    assert "## Predictability" in done.output
+
+
+def test_in_pieces(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
+    words = ("--output", str(tmp_path))
+    assert call(*words, "--part", "growth", "--axis", "flows", "--runs", "7").exit_code == 0
+    assert call(*words, "--part", "ways", "--flows", "5", "--flows", "50", "--only", "hot").exit_code == 0
+    (_, grown), (_, first), (_, second) = asked
+    assert (grown.axes, grown.runs) == (("flows",), 7)
+    assert (first.flows, second.flows, first.only) == (5, 50, ("hot",))
+    parts = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert {part: list(entries) for part, entries in parts.items()} == {"growth": ["flows"], "ways": ["5", "50"]}
+    text = (tmp_path / "comparison.md").read_text()
+    assert "## How the break of a hot upgrade grows" in text
+    assert "## Predictability" not in text
+
+
+def test_quick(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
+    assert call("--output", str(tmp_path), "--quick").exit_code == 0
+    assert [settings.flows for part, settings in asked if part == "ways"] == [0]
+    assert max(settings.runs for _, settings in asked) <= 5
+    assert {settings.most for part, settings in asked if part == "growth"} == {1000}
+
+
+def test_what_was_measured_before_a_failure_is_kept(
+    asked: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Document:
+        raise NotNow(Reason("no-hugepages", "pool", "no hugepages: free some memory"))
+
+    monkeypatch.setattr(growth, "measure", fail)
+    done = call("--output", str(tmp_path), "--part", "growth", "--part", "ways", "--flows", "0")
+    assert done.exit_code == 4
+    assert "free some memory" in done.output
+    assert list(results.load(tmp_path / "results.json")["parts"]) == ["ways"]

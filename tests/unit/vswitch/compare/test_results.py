@@ -1,0 +1,49 @@
+"""Several invocations make one document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hotupgrade.errors import UsageError
+from hotupgrade.vswitch.compare import results
+
+
+def test_pieces_are_put_together_and_new_ones_replace_old_ones(tmp_path: Path) -> None:
+    file = tmp_path / "below" / "results.json"
+    for part, key, value in (
+        ("ways", "0", 1),
+        ("ways", "10000", 2),
+        ("growth", "flows", 3),
+        ("ways", "0", 4),
+    ):
+        results.save(file, results.merge(results.load(file), part, {key: {"result": value}}))
+    assert results.load(file)["parts"] == {
+        "ways": {"0": {"result": 4}, "10000": {"result": 2}},
+        "growth": {"flows": {"result": 3}},
+    }
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_merging_leaves_what_it_was_given(tmp_path: Path) -> None:
+    first = results.merge(results.empty(), "ways", {"0": 1})
+    results.merge(first, "ways", {"0": 2, "5": 3})
+    assert first["parts"] == {"ways": {"0": 1}}
+
+
+def test_a_document_of_an_earlier_version_is_begun_anew(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"version": 1, "ways": []}))
+    assert results.load(file) == results.empty()
+    assert results.load(tmp_path / "none") == results.empty()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "no JSON"])
+def test_somebody_elses_file_is_left_alone(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(text)
+    with pytest.raises(UsageError, match="move it away"):
+        results.load(file)
+    assert file.read_text() == text
