@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from hotupgrade.vswitch.builds import SwitchBuild
-from hotupgrade.vswitch.compare import distribution, growth, hot
+from hotupgrade.vswitch.compare import distribution, growth
 from hotupgrade.vswitch.compare.loads import CONNECTIONS, FLOWS, PORTS, Load
 
 
@@ -16,17 +16,13 @@ def _tools() -> None:
     assert shutil.which("tcpreplay"), "tcpreplay is needed: scripts/install-packages compare"
 
 
-def test_what_a_switch_holds(vulnerable: SwitchBuild, fixed: SwitchBuild) -> None:
-    """All three in one switch; a hot upgrade leaves them there."""
+def test_what_a_switch_holds(vulnerable: SwitchBuild) -> None:
+    """All three in one switch."""
     with growth.switch_between(vulnerable, growth.cores(1)) as (switch, made):
         counts: list[tuple[Load, int]] = [(CONNECTIONS, 2_000), (PORTS, 20), (FLOWS, 300)]
         for load, count in counts:
             load.fill(switch, made, growth.PAIRS[0][0], count)
             assert load.count(switch) >= 0.99 * count
-        before = [load.count(switch) for load, _ in counts]
-        document = hot.upgrade(switch, fixed)
-        assert hot.polling_break_us(document) > 0
-        assert [load.count(switch) for load, _ in counts] == before
 
 
 @pytest.mark.full

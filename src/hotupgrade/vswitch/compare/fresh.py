@@ -15,7 +15,7 @@ from hotupgrade.vswitch.compare.spread import median, percentile
 from hotupgrade.vswitch.switch import Switch
 
 Document = dict[str, Any]
-PER_SECOND = 200
+PER_SECOND = 100
 LIMIT_S = 8.0
 
 
