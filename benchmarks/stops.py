@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from hotupgrade.upgrade.perform import Settings
 from hotupgrade.upgrade.perform import upgrade as perform
 from hotupgrade.upgrade.rollback import rollback as undo
 from hotupgrade.upgrade.session import Session
+from hotupgrade.vswitch.cores import own_cores_kept
 
 Document = dict[str, Any]
 TIMEOUT = 10.0
@@ -85,16 +84,6 @@ class Target:
             assert agent is not None, "a process that was stopped holds the agent"
             begin = int(agent.mailbox().stamps[abi.Stamp.BEGIN])
         return begin + int((thread["parked_us"] + thread["released_us"]) / 2 * rate)
-
-
-@contextlib.contextmanager
-def own_cores_kept() -> Iterator[None]:
-    """A stop ties the tool to cores without busy threads, as a command of its own may; a benchmark goes on."""
-    cores = os.sched_getaffinity(0)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def breaks(document: Document, *, busy: bool) -> list[float]:

@@ -85,7 +85,7 @@ def _one(kind: str, document: Document, switch: Switch, recorder: Recorder | Non
         "parts_us": parts(document["phases_us"], slowest),
         "sleepers_us": max((one["break_us"] for one in document["threads"] if not one["busy"]), default=0.0),
         "attempts": document["attempts"],
-        "commands": document["commands"],
+        "tries": document["tries"],
         "preempted_us": None,
         "leader_preempted_us": None,
     }

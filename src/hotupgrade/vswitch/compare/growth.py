@@ -134,7 +134,7 @@ def _turn(turn: int, loaded: Switch, empty: Switch, new: SwitchBuild) -> Iterato
                     "busy_max_us": document["break_us"]["busy_max"],
                     "max_us": document["break_us"]["max"],
                     "attempts": document["attempts"],
-                    "commands": document["commands"],
+                    "tries": document["tries"],
                 }
 
 

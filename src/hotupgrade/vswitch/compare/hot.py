@@ -1,44 +1,53 @@
-"""Hot upgrades and roll-backs of a switch by the command, with what the command itself measured."""
+"""Hot upgrades and roll-backs of a switch, many of them, with what the tool itself measured.
+
+They are made by the engine in this process, where what was read of the builds stays at hand: a command anew each time
+would take more of a small machine than the upgrade itself, and change nothing of the break.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from hotupgrade.errors import HotUpgradeError
+from hotupgrade.binary.cache import default_cache
+from hotupgrade.errors import HotUpgradeError, NotNow
+from hotupgrade.upgrade.perform import Settings
+from hotupgrade.upgrade.perform import upgrade as perform
+from hotupgrade.upgrade.rollback import rollback
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.cores import own_cores_kept
 from hotupgrade.vswitch.demo import LIBRARIES
 from hotupgrade.vswitch.switch import Switch
 
 Document = dict[str, Any]
 POLLING = "pmd-"
-_ATTEMPTS, _LIMIT_S, _PAUSE_S = 5, 120.0, 0.2
-_NOT_NOW = 4  # exit code
+_TRIES, _TIMEOUT_S, _PAUSE_S = 5, 10.0, 0.2
 
 
 def upgrade(switch: Switch, build: SwitchBuild) -> Document:
-    """Bring both libraries of ``build`` in; the command's document.
+    """Bring both libraries of ``build`` in; the document of the upgrade.
 
     Raises:
         HotUpgradeError: it was refused, or failed.
     """
-    return _command("upgrade", str(switch.pid), *(str(build.library(name)) for name in LIBRARIES))
+    files = [build.library(name) for name in LIBRARIES]
+    document = _patiently(lambda: perform(switch.pid, files, {}, Settings(timeout=_TIMEOUT_S), default_cache()))
+    if document["outcome"] != "done":
+        raise HotUpgradeError(f"the upgrade was not made: {document['outcome']} {document['reasons']}")
+    return document
 
 
 def roll_back(switch: Switch) -> Document:
-    """Back to the code before the last upgrade; the command's document.
+    """Back to the code before the last upgrade; the document of the roll-back.
 
     Raises:
         HotUpgradeError: it failed.
     """
-    return _command("rollback", str(switch.pid))
+    return _patiently(lambda: rollback(switch.pid, _TIMEOUT_S))
 
 
 def polling_break_us(document: Document) -> float:
@@ -60,22 +69,17 @@ def polling(document: Document) -> Iterator[Document]:
     return (row for row in document["threads"] if row["name"].startswith(POLLING) and row["how"] != "absent")
 
 
-def _command(*words: str) -> Document:
-    """The document; where it says "not now" it is asked again, since nothing has happened; ``commands`` is how often it
-    was asked."""
-    said = ""
-    for attempt in range(1, _ATTEMPTS + 1):
-        command = [sys.executable, "-m", "hotupgrade.cli", *words, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
-        if done.returncode == 0:
-            document: Document = json.loads(done.stdout)
-            if document["outcome"] == "done":
-                return document | {"commands": attempt}
-        said = done.stdout[-2000:] + done.stderr[-500:]
-        if done.returncode != _NOT_NOW:
-            break
-        time.sleep(_PAUSE_S)
-    raise HotUpgradeError(f"hotupgrade {' '.join(words)}: {said}")
+def _patiently(action: Callable[[], Document]) -> Document:
+    """The document; what is not possible now is tried again, since nothing has happened: ``tries`` is how often."""
+    for attempt in range(1, _TRIES + 1):
+        try:
+            with own_cores_kept():
+                return action() | {"tries": attempt}
+        except NotNow:
+            if attempt == _TRIES:
+                raise
+            time.sleep(_PAUSE_S)
+    raise AssertionError  # not reached
 
 
 @contextmanager
