@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from hotupgrade.vswitch.builds import SwitchBuild
-from hotupgrade.vswitch.compare import applications, hot, idle, web
+from hotupgrade.vswitch.compare import applications, hot, idle
 from hotupgrade.vswitch.compare.application import Application
 from hotupgrade.vswitch.compare.fresh import FRESH_CONNECTIONS
 from hotupgrade.vswitch.compare.hosts import Hosts, hosts
 from hotupgrade.vswitch.compare.idle import IDLE
 from hotupgrade.vswitch.compare.iperf import IPERF, RATE
+from hotupgrade.vswitch.compare.needs import program
 from hotupgrade.vswitch.compare.web import WEB
 
 SECONDS = 1.0
@@ -25,9 +25,8 @@ SESSIONS = 100
 
 @pytest.fixture(autouse=True)
 def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = [tool for tool in ("iperf3", "wrk", "ethtool", "ip", "nsenter") if not shutil.which(tool)]
-    assert not missing, f"{missing} are needed: scripts/install-packages compare"
-    assert web.program()
+    for name in applications.PROGRAMS:
+        assert program(name)
     monkeypatch.setattr(idle, "SESSIONS", SESSIONS)
     monkeypatch.setattr(idle, "LIMIT_S", 3.0)
 

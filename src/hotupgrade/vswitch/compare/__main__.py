@@ -19,8 +19,8 @@ import click
 
 from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild, find_build
-from hotupgrade.vswitch.compare import about, applications, distribution, growth, page, picture, results, run, table
-from hotupgrade.vswitch.compare.ways import WAYS
+from hotupgrade.vswitch.compare import about, applications, distribution, growth, page, picture, results, run
+from hotupgrade.vswitch.compare.catalogue import ALL_WAYS
 
 Document = dict[str, Any]
 FLOWS = (0, 10_000, 100_000)
@@ -69,12 +69,13 @@ class Session:
 @click.option("--builds", type=click.Path(path_type=Path), default=Path("build/ovs"), help="Where 'make ovs' put them.")
 @click.option("--old", default="vulnerable", show_default=True, help="The build that runs.")
 @click.option("--new", default="fixed", show_default=True, help="The build to be brought in.")
+@click.option("--loops", help="A build in which threads' own loops changed too; without it that way is left out.")
 @click.option("--runs", type=click.IntRange(1), help=f"Runs of each way, or point.  [default: {RUNS}]")
 @click.option("--pps", type=click.IntRange(100, 100_000), default=10_000, show_default=True, help="Packets per second.")
 @click.option(
     "--flows", multiple=True, type=click.IntRange(0, 1_000_000), help=f"Further OpenFlow flows.  [default: {FLOWS}]"
 )
-@click.option("--only", multiple=True, type=click.Choice([way.key for way in WAYS]), help="Only these ways.")
+@click.option("--only", multiple=True, type=click.Choice([way.key for way in ALL_WAYS]), help="Only these ways.")
 @click.option(
     "--application",
     multiple=True,
@@ -90,6 +91,7 @@ def main(
     builds: Path,
     old: str,
     new: str,
+    loops: str | None,
     runs: int | None,
     pps: int,
     flows: tuple[int, ...],
@@ -106,14 +108,15 @@ def main(
     are put together.
     """
     session = Session(find_build(old, builds), find_build(new, builds), output / "results.json", _command(), _say)
+    moved = find_build(loops, builds) if loops else None
     wanted = parts or results.PARTS
     counts = {part: runs or (QUICK if quick else RUNS)[part] for part in results.PARTS}
     try:
         if "ways" in wanted:
-            settings = run.Settings(runs=counts["ways"], pps=pps, only=only)
+            settings = run.Settings(runs=counts["ways"], pps=pps, only=only, loops=moved)
             _ways(session, settings, flows or (QUICK_FLOWS if quick else FLOWS))
         if "applications" in wanted:
-            _applications(session, applications.Settings(counts["applications"], only, application))
+            _applications(session, applications.Settings(counts["applications"], only, application, loops=moved))
         if "growth" in wanted:
             most = QUICK_MOST if quick else growth.Settings().most
             _growth(session, growth.Settings(counts["growth"], axis, most))
@@ -150,24 +153,26 @@ def _distribution(session: Session, settings: distribution.Settings) -> None:
 
 
 def _write(document: Document, output: Path, page_path: Path | None) -> None:
-    """Tables on standard output and as files; the picture is of the ways with the fewest flows."""
-    ways = document["parts"].get("ways", {})
-    first = ways[min(ways, key=int)]["result"] if ways else None
-    if first is not None:
-        (output / "table.md").write_text(table.markdown(first), encoding="utf-8")
-        picture.draw(first, output / "comparison.png")
-    (output / "comparison.md").write_text(
-        page.markdown(document, "comparison.png" if first else None), encoding="utf-8"
-    )
-    click.echo((output / "comparison.md").read_text(encoding="utf-8"))
+    """The page on standard output and as a file, with its pictures; and once more where it is asked for."""
+    text = _page(document, output / "comparison.md", output)
     if page_path is not None:
-        drawn = None
-        if first is not None:
-            drawn = page_path.parent / "images" / "comparison.png"
-            drawn.parent.mkdir(parents=True, exist_ok=True)
-            picture.draw(first, drawn)
-        relative = str(drawn.relative_to(page_path.parent)) if drawn else None
-        page_path.write_text(page.markdown(document, relative), encoding="utf-8")
+        _page(document, page_path, page_path.parent / "images")
+    click.echo(text)
+
+
+def _page(document: Document, path: Path, pictures: Path) -> str:
+    """Pictures are of the ways with the fewest flows."""
+    ways = document["parts"].get("ways", {})
+    drawn = []
+    if ways:
+        result = ways[min(ways, key=int)]["result"]
+        pictures.mkdir(parents=True, exist_ok=True)
+        for name, draw in (("comparison", picture.draw), ("delays", picture.draw_series)):
+            drawn.append(pictures / f"{name}.png")
+            draw(result, drawn[-1])
+    text = page.markdown(document, [str(one.relative_to(path.parent)) for one in drawn])
+    path.write_text(text, encoding="utf-8")
+    return text
 
 
 def _command() -> str:

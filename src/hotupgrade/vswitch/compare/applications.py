@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare import run
 from hotupgrade.vswitch.compare.application import Application
+from hotupgrade.vswitch.compare.bed import one_switch
 from hotupgrade.vswitch.compare.cells import failed, joined
 from hotupgrade.vswitch.compare.fresh import FRESH_CONNECTIONS
 from hotupgrade.vswitch.compare.hosts import RING, Hosts, hosts
 from hotupgrade.vswitch.compare.idle import IDLE
 from hotupgrade.vswitch.compare.iperf import IPERF
+from hotupgrade.vswitch.compare.needs import program
 from hotupgrade.vswitch.compare.spread import spread
-from hotupgrade.vswitch.compare.ways import WAYS, Way, look
+from hotupgrade.vswitch.compare.ways import Way
 from hotupgrade.vswitch.compare.web import WEB
 
 Document = dict[str, Any]
 Say = Callable[[str], None]
 APPLICATIONS = (IPERF, WEB, IDLE, FRESH_CONNECTIONS)
+PROGRAMS = ("ethtool", "iperf3", "nginx", "wrk")
 #: Before the event, and how long a window lasts at least, in seconds.
 LEAD_S, WINDOW_S = 2.0, 10.0
 #: After the event, if it took longer than the window: TCP comes back after its last time-out.
@@ -37,12 +40,17 @@ TRAIL_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``runs`` of each way under each application."""
+    """``runs`` of each way under each application; ``only`` and ``loops`` as of :class:`run.Settings`."""
 
     runs: int = 5
-    only: tuple[str, ...] = ()  # ways
+    only: tuple[str, ...] = ()
     applications: tuple[str, ...] = ()
     window_s: float = WINDOW_S
+    loops: SwitchBuild | None = None
+
+    def ways(self) -> list[Way[Any]]:
+        """Those that are gone on one switch with DPDK, as it is between the hosts."""
+        return [way for way in run.chosen(run.Settings(only=self.only, loops=self.loops)) if way.bed is one_switch]
 
 
 def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) -> Document:
@@ -51,10 +59,11 @@ def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) ->
     A way that cannot be gone under an application is in the document with the reason, and the switch is made anew.
 
     Raises:
-        HotUpgradeError: there can be no such switch here, or an application does not run at all.
+        HotUpgradeError: there can be no such switch here, or a program is missing.
     """
+    for name in PROGRAMS:
+        program(name)
     document: Document = {}
-    ways = [way for way in WAYS if not settings.only or way.key in settings.only]
     for application in APPLICATIONS:
         if settings.applications and application.key not in settings.applications:
             continue
@@ -63,23 +72,23 @@ def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) ->
             "figures": [[figure.key, figure.title, figure.digits] for figure in application.figures],
             "window_s": settings.window_s if application.lasts else None,
             "ring": RING,
-            "ways": _ways(application, ways, old, new, settings, say),
+            "ways": _ways(application, old, new, settings, say),
         }
     return document
 
 
-def _ways(
-    application: Application, ways: Sequence[Way], old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say
-) -> list[Document]:
+def _ways(application: Application, old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) -> list[Document]:
     found: list[Document] = []
-    left = list(ways)
+    left = settings.ways()
     while left:  # once more for each way that has failed: it may have left anything behind
-        with _bed(old, new) as between:
+        with hosts(old) as between:
             while left:
                 way = left.pop(0)
+                build = settings.loops if way.loops and settings.loops else new
                 try:
+                    way.prepare(between.switch, build)
                     rows = [
-                        _once(between, application, way, (old, new), settings.window_s, say)
+                        _once(between, application, way, (old, build), settings.window_s, say)
                         for _ in range(settings.runs)
                     ]
                 except HotUpgradeError as error:
@@ -91,17 +100,10 @@ def _ways(
     return found
 
 
-@contextmanager
-def _bed(old: SwitchBuild, new: SwitchBuild) -> Iterator[Hosts]:
-    with hosts(old) as between:
-        look(between.switch, new)
-        yield between
-
-
 def _once(
     between: Hosts,
     application: Application,
-    way: Way,
+    way: Way[Any],
     builds: tuple[SwitchBuild, SwitchBuild],
     window_s: float,
     say: Say,
@@ -122,7 +124,7 @@ def _once(
     way.back(between.switch, old)
     words = ", ".join(f"{figure.title} {result[figure.key]}" for figure in application.figures)
     say(f"{application.key}, {way.key}: {words}")
-    return {**result, "command_s": took, "lasted_s": lasted, "break_us": own.get("break_us", {}).get("busy_max")}
+    return {**result, "command_s": took, "lasted_s": lasted, "break_us": run.inside_us(own)}
 
 
 def _summary(key: str, rows: Sequence[Document]) -> Document | None:

@@ -4,7 +4,7 @@ slowest ones were made of.
 A polling thread's break has four parts, between moments that the agent stamps: it waits until all others that are busy
 stand still, while state is brought over, while words are replaced, and until it is let go.  Beside them stands what the
 kernel recorded: for how long within the break somebody else had the processor of the polling thread, or that of the
-thread which leads the stop.  What the hypervisor takes the kernel does not see.
+thread which leads the stop.  Interrupts are not among it, and what the hypervisor takes the kernel does not see.
 """
 
 from __future__ import annotations

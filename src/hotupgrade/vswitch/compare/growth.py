@@ -19,6 +19,7 @@ from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare import hot
 from hotupgrade.vswitch.compare.cells import failed, joined
 from hotupgrade.vswitch.compare.loads import CONNECTIONS, ENOUGH, FLOWS, PORTS, Load
+from hotupgrade.vswitch.compare.needs import program
 from hotupgrade.vswitch.compare.network import Network, network
 from hotupgrade.vswitch.compare.spread import ratio, spread
 from hotupgrade.vswitch.compare.ways import look
@@ -79,6 +80,7 @@ def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) ->
     Raises:
         HotUpgradeError: there can be no such switch here at all.
     """
+    program("tcpreplay")
     document: Document = {}
     for axis in axes():
         if settings.axes and axis.key not in settings.axes:

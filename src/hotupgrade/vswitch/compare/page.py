@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hotupgrade.vswitch.compare import applications, distribution, growth, table
@@ -22,10 +23,15 @@ run is not in it. The results with every single run are in `build/compare/result
 """
 
 _WAYS = """\
-Break: the longest time without a packet behind the switch, beyond the packets' own distance. Inside: what the polling
+Break: how long the traffic was interrupted, by captures in front of and behind the switch. Inside: what the polling
 thread lost by its own clock, as the tool reports it. Three numbers are median / 99th percentile / maximum; of so few
 runs the 99th percentile is the maximum, or near it.
 """
+
+_PICTURES = {
+    "comparison": "Every run of each way on a logarithmic axis, and what the way takes",
+    "delays": "How long packets took around the event, in the median run of each way",
+}
 
 _APPLICATIONS = """\
 Two hosts (network namespaces) talk TCP through the switch; in the middle of each window a way is gone. "Nothing" is the
@@ -62,6 +68,7 @@ _PARTS = """\
 The second table has the slowest of them all, with the parts of their breaks: until all busy threads stand, while
 state is brought over, while words are replaced, until it is let go. Beside them is what the kernel recorded: for how
 long within the break somebody else had the processor of the polling thread (PMD), or of the thread that leads the stop.
+Interrupts, and what a hypervisor takes, are in neither: a part that is long without a preemption is theirs.
 """
 
 _LIMITS = """\
@@ -78,12 +85,12 @@ _LIMITS = """\
 """
 
 
-def markdown(document: Document, picture: str | None = None) -> str:
-    """The page; ``picture`` is the path of one of the ways, as seen from the page."""
+def markdown(document: Document, pictures: Sequence[str] = ()) -> str:
+    """The page; ``pictures`` are those of the ways, as seen from the page."""
     parts = document["parts"]
     sections = [_HEAD, *_about(parts)]
     if "ways" in parts:
-        sections += _ways(parts["ways"], picture)
+        sections += _ways(parts["ways"], pictures)
     if "applications" in parts:
         found = {key: entry["result"] for key, entry in parts["applications"].items()}
         sections += ["## Applications\n", _APPLICATIONS]
@@ -144,11 +151,11 @@ def _versions(found: Document) -> str:
     return f"{tool}, {switch}: from the build '{found['old']}' to '{found['new']}'"
 
 
-def _ways(found: Document, picture: str | None) -> Iterator[str]:
+def _ways(found: Document, pictures: Sequence[str]) -> Iterator[str]:
     yield "## The ways\n"
     yield _WAYS
-    if picture:
-        yield f"![Every run of each way on a logarithmic axis]({picture})\n"
+    for path in pictures:
+        yield f"![{_PICTURES.get(Path(path).stem, 'Ways')}]({path})\n"
     for key, entry in sorted(found.items(), key=lambda item: int(item[0])):
         result = entry["result"]
         settings = result["settings"]
@@ -158,6 +165,15 @@ def _ways(found: Document, picture: str | None) -> Iterator[str]:
         yield table.markdown(result)
         yield "The meter, on pauses made on purpose before it was believed:\n"
         yield "\n".join(f"- {line}" for line in table.meter_lines(result)) + "\n"
+    last = entry["result"]
+    notes = [f"- {way['title']}: {way['note']}" for way in last["ways"] if way.get("note")]
+    if (tried := last.get("ovs_as_secondary")) is not None:
+        words = (
+            "forwards" if tried["forwards"] else "starts, and does not forward" if tried["starts"] else "does not start"
+        )
+        notes.append(f"- Open vSwitch itself as the secondary process of DPDK {words}: {tried['says']}")
+    if notes:
+        yield "\n".join(notes) + "\n"
 
 
 def _distribution(result: Document) -> Iterator[str]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hotupgrade.errors import HotUpgradeError, NotNow, Reason
+from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.compare.application import Application, Figure
 from hotupgrade.vswitch.compare.hosts import Host, Hosts
+from hotupgrade.vswitch.compare.needs import program
 from hotupgrade.vswitch.processes import end, wait_until
 
 Document = dict[str, Any]
@@ -21,8 +20,6 @@ CONNECTIONS, DELAY_MS = 10, 5  # each connection waits so long before its next r
 LIMIT_S, TIMEOUT_S = 120, 30
 PORT, PAGE_BYTES = 8080, 1024
 _START_S, _MARK = 15.0, "result "
-#: nginx is unpacked there (scripts/install-packages), not installed: as a package it would start a service.
-_NGINX_AT = "build/nginx/usr/sbin"
 
 _CONFIGURATION = """\
 daemon off;
@@ -83,7 +80,7 @@ def _server(host: Host, folder: Path) -> Iterator[None]:
     (folder / "pages" / "page").write_bytes(b"x" * PAGE_BYTES)
     configuration = _CONFIGURATION.format(folder=folder, address=host.address, port=PORT)
     (folder / "nginx.conf").write_text(configuration)
-    words = [program(), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+    words = [program("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
     server = host.start(words, folder / "nginx")
     try:
         wait_until(lambda: (folder / "nginx.pid").exists() or server.poll() is not None, _START_S, "nginx to start")
@@ -92,19 +89,6 @@ def _server(host: Host, folder: Path) -> Iterator[None]:
         yield
     finally:
         end(server)
-
-
-def program() -> str:
-    """Where nginx is.
-
-    Raises:
-        NotNow: it is not there.
-    """
-    folders = (os.environ.get("PATH", ""), "/usr/sbin", str(Path(_NGINX_AT).resolve()))
-    found = shutil.which("nginx", path=os.pathsep.join(folders))
-    if found is None:
-        raise NotNow(Reason("tool", "nginx", "there is no nginx: run 'scripts/install-packages compare'"))
-    return found
 
 
 def read(text: str) -> Document:

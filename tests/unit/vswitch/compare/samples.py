@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hotupgrade.vswitch.compare import distribution, growth
+from hotupgrade.vswitch.compare import distribution, growth, run
 from hotupgrade.vswitch.compare.applications import APPLICATIONS
 from hotupgrade.vswitch.compare.spread import spread
+from hotupgrade.vswitch.compare.ways import Works
+from unit.vswitch.compare.rows import row
 
 Document = dict[str, Any]
 MACHINE = {
@@ -50,23 +52,14 @@ def point(wanted: int, loaded: float) -> Document:
 
 def ways() -> Document:
     key, title = "hot", "Hot upgrade"
-    run = {"traffic": {"break_ms": 0.1}}
+    found = [row()]
+    works = Works("yes", "yes", "not tried").document()
     return {
         "settings": {"runs": 1, "pps": 10_000, "flows": 0, "ring": 512},
-        "meter": [{"pause_ms": 5.0, "gap_ms": 5.1, "lost": 0, "sender_gap_ms": 0.2}],
+        "meter": [{"bed": "bed", "pause_ms": 5.0, "gap_ms": 5.1, "break_ms": 5.0, "lost": 0, "sender_gap_ms": 0.2}],
+        "ovs_as_secondary": {"starts": False, "forwards": False, "says": "DPDK said no", "log": []},
         "ways": [
-            {
-                "key": key,
-                "title": title,
-                "runs": [run],
-                "break_ms": [0.1] * 3,
-                "lost": [0] * 3,
-                "inside_us": [20.0] * 3,
-                "command_s": [1.0] * 3,
-                "back_s": [1.0] * 3,
-                "memory_kb": [1024] * 3,
-                "kept": {"process id": True},
-            }
+            {"key": key, "title": title, "note": "A note.", "works": works, "runs": found, **run.summary(found)},
         ],
     }
 

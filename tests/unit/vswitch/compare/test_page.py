@@ -29,13 +29,15 @@ def test_only_what_was_run_is_there() -> None:
         document = results.empty()
         for part in wanted:
             document = results.merge(document, part, parts[part])
-        text = page.markdown(document, "images/comparison.png")
+        text = page.markdown(document, ["images/comparison.png"])
         assert {part for part, title in titles.items() if title in text} == wanted
         assert "## What these figures are not" in text
         assert "a virtual machine with 2 cores (Some Processor), 24 GiB, Linux 6.1.0" in text
         assert "Open vSwitch 3.1.0 with DPDK 22.11.7" in text
         assert ("images/comparison.png" in text) == ("ways" in wanted)
     assert "ways, 10,000 flows" in text
+    assert "- Hot upgrade: A note." in text
+    assert "as the secondary process of DPDK does not start: DPDK said no" in text
     assert "`hotupgrade compare --part ways`" in text
     assert "| Hot upgrade | 2 | 1,000 (990 to 1,000) |" in text
     assert "not possible: it / broke |" in text
