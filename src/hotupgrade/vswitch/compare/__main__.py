@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import click
 
 from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild, find_build
-from hotupgrade.vswitch.compare import about, applications, distribution, growth, page, picture, results, run
+from hotupgrade.vswitch.compare import about, applications, curves, distribution, growth, page, picture, results, run
 from hotupgrade.vswitch.compare.catalogue import ALL_WAYS
 
 Document = dict[str, Any]
@@ -160,19 +161,30 @@ def _write(document: Document, output: Path, page_path: Path | None) -> None:
     click.echo(text)
 
 
-def _page(document: Document, path: Path, pictures: Path) -> str:
-    """Pictures are of the ways with the fewest flows."""
-    ways = document["parts"].get("ways", {})
-    drawn = []
-    if ways:
-        result = ways[min(ways, key=int)]["result"]
-        pictures.mkdir(parents=True, exist_ok=True)
-        for name, draw in (("comparison", picture.draw), ("delays", picture.draw_series)):
-            drawn.append(pictures / f"{name}.png")
-            draw(result, drawn[-1])
-    text = page.markdown(document, [str(one.relative_to(path.parent)) for one in drawn])
+def _page(document: Document, path: Path, folder: Path) -> str:
+    """The page at ``path``, its pictures in ``folder``."""
+    drawn = {}
+    for name, draw in _pictures(document["parts"]):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{name}.png"
+        draw(file)
+        drawn[name] = str(file.relative_to(path.parent))
+    text = page.markdown(document, drawn)
     path.write_text(text, encoding="utf-8")
     return text
+
+
+def _pictures(parts: Document) -> Iterator[tuple[str, Callable[[Path], None]]]:
+    """By name, what can be drawn of the parts that are there; of the ways, those with the fewest flows."""
+    if "ways" in parts:
+        ways = parts["ways"][min(parts["ways"], key=int)]["result"]
+        yield "comparison", partial(picture.draw, ways)
+        yield "delays", partial(picture.draw_series, ways)
+    if "growth" in parts:
+        found = {key: entry["result"] for key, entry in parts["growth"].items()}
+        yield "growth", partial(curves.draw_growth, found)
+    for entry in parts.get("distribution", {}).values():
+        yield "distribution", partial(curves.draw_distribution, entry["result"])
 
 
 def _command() -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hotupgrade.vswitch.compare import applications, distribution, growth, table
@@ -17,9 +16,9 @@ Document = dict[str, Any]
 _HEAD = """\
 # Ways to bring a new build into a virtual switch, side by side
 
-One private Open vSwitch with DPDK's userspace datapath, one machine, one traffic; each way is gone many times, and for
-the control nothing is done. `make compare` measures and writes this page; nothing in it is by hand, and what was not
-run is not in it. The results with every single run are in `build/compare/results.json`.
+Private copies of Open vSwitch on one machine, under the same traffic; each way is gone many times, and for the control
+nothing is done. `make compare` measures and writes this page; nothing in it is by hand, and what was not run is not in
+it. The results with every single run are in `build/compare/results.json`.
 """
 
 _WAYS = """\
@@ -31,6 +30,8 @@ runs the 99th percentile is the maximum, or near it.
 _PICTURES = {
     "comparison": "Every run of each way on a logarithmic axis, and what the way takes",
     "delays": "How long packets took around the event, in the median run of each way",
+    "growth": "Every break of a hot upgrade, of the loaded switch and of the empty one",
+    "distribution": "Which share of the breaks is no longer than what",
 }
 
 _APPLICATIONS = """\
@@ -85,12 +86,13 @@ _LIMITS = """\
 """
 
 
-def markdown(document: Document, pictures: Sequence[str] = ()) -> str:
-    """The page; ``pictures`` are those of the ways, as seen from the page."""
+def markdown(document: Document, pictures: Mapping[str, str] | None = None) -> str:
+    """The page; ``pictures`` are their paths as seen from the page, by the names in :data:`_PICTURES`."""
+    shown = {name: f"![{_PICTURES[name]}]({path})\n" for name, path in (pictures or {}).items()}
     parts = document["parts"]
     sections = [_HEAD, *_about(parts)]
     if "ways" in parts:
-        sections += _ways(parts["ways"], pictures)
+        sections += _ways(parts["ways"], shown)
     if "applications" in parts:
         found = {key: entry["result"] for key, entry in parts["applications"].items()}
         sections += ["## Applications\n", _APPLICATIONS]
@@ -102,9 +104,9 @@ def markdown(document: Document, pictures: Sequence[str] = ()) -> str:
         sections += ["## How the break of a hot upgrade grows\n", _GROWTH]
         if {"ports", "pmds"} & set(found):
             sections.append(_PORTS_AND_THREADS)
-        sections.append(growth.markdown(found))
+        sections += [*filter(None, [shown.get("growth")]), growth.markdown(found)]
     for entry in parts.get("distribution", {}).values():
-        sections += _distribution(entry["result"])
+        sections += _distribution(entry["result"], shown.get("distribution", ""))
     sections += _limits(parts)
     return "\n".join(sections)
 
@@ -151,11 +153,10 @@ def _versions(found: Document) -> str:
     return f"{tool}, {switch}: from the build '{found['old']}' to '{found['new']}'"
 
 
-def _ways(found: Document, pictures: Sequence[str]) -> Iterator[str]:
+def _ways(found: Document, shown: Mapping[str, str]) -> Iterator[str]:
     yield "## The ways\n"
     yield _WAYS
-    for path in pictures:
-        yield f"![{_PICTURES.get(Path(path).stem, 'Ways')}]({path})\n"
+    yield from (shown[name] for name in ("comparison", "delays") if name in shown)
     for key, entry in sorted(found.items(), key=lambda item: int(item[0])):
         result = entry["result"]
         settings = result["settings"]
@@ -176,10 +177,12 @@ def _ways(found: Document, pictures: Sequence[str]) -> Iterator[str]:
         yield "\n".join(notes) + "\n"
 
 
-def _distribution(result: Document) -> Iterator[str]:
+def _distribution(result: Document, shown: str) -> Iterator[str]:
     yield "## Predictability\n"
     count = result["upgrade"]["count"]
     yield _DISTRIBUTION.format(rate=result["packets_per_second"] / 1e6, runs=count)
+    if shown:
+        yield shown
     yield _PARTS
     yield distribution.markdown(result)
     machine = result["machine"]

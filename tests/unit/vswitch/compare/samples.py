@@ -47,7 +47,7 @@ def point(wanted: int, loaded: float) -> Document:
         for name, base in (("loaded", loaded), ("empty", 20.0))
         for kind in ("upgrade", "roll_back")
     ]
-    return {"wanted": wanted, "there": wanted + 1, **growth.summary(breaks)}
+    return {"wanted": wanted, "there": wanted + 1, "runs": breaks, **growth.summary(breaks)}
 
 
 def ways() -> Document:

@@ -13,10 +13,16 @@ from hotupgrade.cli import main as hotupgrade
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare import __main__ as command
-from hotupgrade.vswitch.compare import about, applications, distribution, growth, picture, results, run
+from hotupgrade.vswitch.compare import about, applications, curves, distribution, growth, picture, results, run
 from unit.vswitch.compare import samples
 
 Document = dict[str, Any]
+DRAWN = (
+    (picture, "draw"),
+    (picture, "draw_series"),
+    (curves, "draw_growth"),
+    (curves, "draw_distribution"),
+)
 
 
 @pytest.fixture
@@ -40,8 +46,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         found.append(("distribution", settings))
         return samples.distributed()
 
-    for draw in ("draw", "draw_series"):
-        monkeypatch.setattr(picture, draw, lambda _, path: path.write_bytes(b"a picture"))
+    for module, name in DRAWN:
+        monkeypatch.setattr(module, name, lambda _, path: path.write_bytes(b"a picture"))
     monkeypatch.setattr(command, "find_build", lambda name, builds: SwitchBuild(builds / name))
     monkeypatch.setattr(about, "versions", lambda *_: samples.VERSIONS)
     monkeypatch.setattr(run, "compare", ways)
@@ -65,7 +71,7 @@ def test_all_parts(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
     assert list(found["parts"]) == list(results.PARTS)
     assert set(found["parts"]["applications"]) == {one.key for one in applications.APPLICATIONS}
     assert set(found["parts"]["growth"]) == {one.key for one in growth.axes()}
-    for name in ("comparison.png", "delays.png"):
+    for name in ("comparison.png", "delays.png", "growth.png", "distribution.png"):
         assert (tmp_path / "images" / name).is_file()
         assert f"(images/{name})" in (tmp_path / "docs.md").read_text()
         assert f"({name})" in (tmp_path / "comparison.md").read_text()

@@ -29,7 +29,7 @@ def test_only_what_was_run_is_there() -> None:
         document = results.empty()
         for part in wanted:
             document = results.merge(document, part, parts[part])
-        text = page.markdown(document, ["images/comparison.png"])
+        text = page.markdown(document, {"comparison": "images/comparison.png"})
         assert {part for part, title in titles.items() if title in text} == wanted
         assert "## What these figures are not" in text
         assert "a virtual machine with 2 cores (Some Processor), 24 GiB, Linux 6.1.0" in text
