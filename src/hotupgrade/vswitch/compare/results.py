@@ -25,7 +25,7 @@ def empty() -> Document:
 
 
 def load(path: Path) -> Document:
-    """What is there; :func:`empty` if nothing is, or the document is of an earlier version.
+    """What is there; :func:`empty` if nothing is, or it is the document of an earlier version, of the ways alone.
 
     Raises:
         UsageError: the file is none of ours.
@@ -37,7 +37,7 @@ def load(path: Path) -> Document:
         version = document["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a document of 'hotupgrade compare': move it away") from error
-    if version != VERSION:
+    if version != VERSION or "parts" not in document:
         return empty()
     assert isinstance(document, dict)
     return document

@@ -33,9 +33,10 @@ def test_merging_leaves_what_it_was_given(tmp_path: Path) -> None:
     assert first["parts"] == {"ways": {"0": 1}}
 
 
-def test_a_document_of_an_earlier_version_is_begun_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, results.VERSION])
+def test_a_document_of_an_earlier_version_is_begun_anew(tmp_path: Path, version: int) -> None:
     file = tmp_path / "results.json"
-    file.write_text(json.dumps({"version": 1, "ways": []}))
+    file.write_text(json.dumps({"version": version, "ways": []}))
     assert results.load(file) == results.empty()
     assert results.load(tmp_path / "none") == results.empty()
 
