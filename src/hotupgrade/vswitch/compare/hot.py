@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hotupgrade.binary.cache import default_cache
@@ -71,15 +71,12 @@ def polling(document: Document) -> Iterator[Document]:
 
 def _patiently(action: Callable[[], Document]) -> Document:
     """The document; what is not possible now is tried again, since nothing has happened: ``tries`` is how often."""
-    for attempt in range(1, _TRIES + 1):
-        try:
-            with own_cores_kept():
-                return action() | {"tries": attempt}
-        except NotNow:
-            if attempt == _TRIES:
-                raise
-            time.sleep(_PAUSE_S)
-    raise AssertionError  # not reached
+    for attempt in range(1, _TRIES):
+        with suppress(NotNow), own_cores_kept():
+            return action() | {"tries": attempt}
+        time.sleep(_PAUSE_S)
+    with own_cores_kept():
+        return action() | {"tries": _TRIES}
 
 
 @contextmanager
@@ -91,4 +88,5 @@ def held(processes: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         for pid in processes:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
