@@ -17,6 +17,7 @@ from typing import Any
 from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare import hot
+from hotupgrade.vswitch.compare.apart import Observer, observing, undisturbed
 from hotupgrade.vswitch.compare.cells import failed, joined
 from hotupgrade.vswitch.compare.loads import CONNECTIONS, ENOUGH, FLOWS, PORTS, Load
 from hotupgrade.vswitch.compare.needs import program
@@ -113,7 +114,9 @@ def _point(axis: Axis, count: int, builds: tuple[SwitchBuild, SwitchBuild], runs
             look(loaded, new)
         with hot.held([loaded.pid]):
             look(empty, new)
-        rows = [row for turn in range(runs) for row in _turn(turn, loaded, empty, new)]
+        with observing(loaded) as one, observing(empty) as other:
+            both = (("loaded", loaded, one), ("empty", empty, other))
+            rows = [row for turn in range(runs) for row in _turn(both if turn % 2 else both[::-1], new)]
         with hot.held([empty.pid]):
             left = axis.count(loaded)
         memory = _resident_kb(loaded.pid), _resident_kb(empty.pid)
@@ -122,36 +125,29 @@ def _point(axis: Axis, count: int, builds: tuple[SwitchBuild, SwitchBuild], runs
     return {"wanted": count, "there": there, "filled_s": filled_s, "resident_kb": memory, "runs": rows, **summary(rows)}
 
 
-def _turn(turn: int, loaded: Switch, empty: Switch, new: SwitchBuild) -> Iterator[Document]:
-    """Both switches upgraded and rolled back, the other way round each time."""
-    pairs = [("loaded", loaded, empty), ("empty", empty, loaded)]
-    for name, switch, other in pairs if turn % 2 else reversed(pairs):
-        with hot.held([other.pid]):
+def _turn(switches: Sequence[tuple[str, Switch, Observer]], new: SwitchBuild) -> Iterator[Document]:
+    """Each switch upgraded and rolled back in its turn, while the others stand still."""
+    for name, switch, observer in switches:
+        with hot.held([other.pid for _, other, __ in switches if other is not switch]):
             keep_flows(switch)
             time.sleep(SETTLE_S)
-            for kind, document in (("upgrade", hot.upgrade(switch, new)), ("roll_back", hot.roll_back(switch))):
-                yield {
-                    "switch": name,
-                    "kind": kind,
-                    "break_us": hot.polling_break_us(document),
-                    "busy_max_us": document["break_us"]["busy_max"],
-                    "max_us": document["break_us"]["max"],
-                    "attempts": document["attempts"],
-                    "tries": document["tries"],
-                }
+            yield {"switch": name, **observer.take("upgrade", hot.upgrade(switch, new))}
+            yield {"switch": name, **observer.take("roll_back", hot.roll_back(switch))}
 
 
 def summary(rows: Sequence[Document]) -> Document:
-    """For upgrades and roll-backs: both switches' breaks, and their ratio."""
+    """For upgrades and roll-backs: both switches' breaks, their ratio, and the loaded one's without preemptions."""
     found: Document = {}
     for kind in ("upgrade", "roll_back"):
-        breaks = {
-            name: [row["break_us"] for row in rows if row["switch"] == name and row["kind"] == kind]
-            for name in ("loaded", "empty")
+        of_kind = [row for row in rows if row["kind"] == kind]
+        by_switch = {name: [row for row in of_kind if row["switch"] == name] for name in ("loaded", "empty")}
+        breaks = {name: [row["break_us"] for row in chosen] for name, chosen in by_switch.items()}
+        rest = undisturbed(by_switch["loaded"])
+        found[kind] = {
+            **{name: spread(values) for name, values in breaks.items()},
+            **ratio(breaks["loaded"], breaks["empty"]),
+            "undisturbed": spread(rest) if rest else None,
         }
-        found[kind] = {name: spread(values) for name, values in breaks.items()} | ratio(
-            breaks["loaded"], breaks["empty"]
-        )
     return found
 
 
@@ -202,7 +198,17 @@ def _words(point: Document) -> str:
     return f"{found['loaded']['median']:.1f} µs, empty {found['empty']['median']:.1f} µs, × {found['ratio']:.3f}"
 
 
-HEADS = ("there", "n", "empty, µs", "loaded, µs", "ratio", "within 10 %", "roll-back, ratio")
+HEADS = (
+    "there",
+    "n",
+    "empty, µs",
+    "loaded, µs",
+    "ratio",
+    "within 10 %",
+    "without preemptions: n",
+    "loaded, µs",
+    "roll-back, ratio",
+)
 
 
 def markdown(document: Document) -> str:
@@ -216,7 +222,9 @@ def _row(point: Document) -> list[str]:
         return [wanted, "", "0", *failed(point["failed"], len(HEADS) - 2)]
     up, back = point["upgrade"], point["roll_back"]
     count, both = str(up["loaded"]["count"]), [_two(up[name]) for name in ("empty", "loaded")]
-    return [wanted, f"{point['there']:,}", count, *both, _interval(up), holds(up), _interval(back)]
+    rest = up["undisturbed"]
+    alone = [str(rest["count"]), _two(rest)] if rest else ["0", ""]
+    return [wanted, f"{point['there']:,}", count, *both, _interval(up), holds(up), *alone, _interval(back)]
 
 
 def holds(found: Document) -> str:

@@ -24,7 +24,6 @@ from hotupgrade.vswitch.demo import LIBRARIES
 from hotupgrade.vswitch.switch import Switch
 
 Document = dict[str, Any]
-POLLING = "pmd-"
 _TRIES, _TIMEOUT_S, _PAUSE_S = 5, 10.0, 0.2
 
 
@@ -48,25 +47,6 @@ def roll_back(switch: Switch) -> Document:
         HotUpgradeError: it failed.
     """
     return _patiently(lambda: rollback(switch.pid, _TIMEOUT_S))
-
-
-def polling_break_us(document: Document) -> float:
-    """The longest break of a thread that polls ports, by its own clock, in µs: what traffic sees.
-
-    ``busy_max`` of the document also counts threads that only happened to be at work when the stop began.
-
-    Raises:
-        HotUpgradeError: no thread polls.
-    """
-    breaks: list[float] = [row["break_us"] for row in polling(document)]
-    if not breaks:
-        raise HotUpgradeError("no polling thread was stopped: has the switch ports that are polled?")
-    return max(breaks)
-
-
-def polling(document: Document) -> Iterator[Document]:
-    """What the document says of each polling thread."""
-    return (row for row in document["threads"] if row["name"].startswith(POLLING) and row["how"] != "absent")
 
 
 def _patiently(action: Callable[[], Document]) -> Document:

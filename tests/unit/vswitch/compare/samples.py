@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hotupgrade.vswitch.compare import distribution, growth, run
+from hotupgrade.vswitch.compare.apart import PARTS
 from hotupgrade.vswitch.compare.applications import APPLICATIONS
 from hotupgrade.vswitch.compare.spread import spread
 from hotupgrade.vswitch.compare.ways import Works
@@ -43,7 +44,7 @@ def entry(result: Document, command: str = "hotupgrade compare") -> Document:
 
 def point(wanted: int, loaded: float) -> Document:
     breaks = [
-        {"switch": name, "kind": kind, "break_us": base}
+        {"switch": name, "kind": kind, "break_us": base, "preempted_us": 1.0, "leader_preempted_us": 0.0}
         for name, base in (("loaded", loaded), ("empty", 20.0))
         for kind in ("upgrade", "roll_back")
     ]
@@ -84,7 +85,7 @@ def slow(kind: str, preempted: float | None) -> Document:
     return {
         "kind": kind,
         "break_us": 812.5,
-        "parts_us": dict.fromkeys(distribution.PARTS, 203.125),
+        "parts_us": dict.fromkeys(PARTS, 203.125),
         "preempted_us": preempted,
         "leader_preempted_us": None,
         "sleepers_us": 4000.0,
@@ -98,7 +99,7 @@ def spread_of(rows: list[Document]) -> Document:
         **spread(breaks),
         "shares": {str(share): breaks[0] for share in distribution.SHARES},
         "undisturbed": None,
-        "parts": {name: spread([1.0]) for name in distribution.PARTS},
+        "parts": {name: spread([1.0]) for name in PARTS},
     }
 
 
@@ -107,7 +108,6 @@ def distributed() -> Document:
     machine = {"share_taken": 0.0123, "preemptions": 4321, "seconds": 60.0, "windows": 1000, "windows_hit": 5}
     return {
         "packets_per_second": 21.5e6,
-        "records": True,
         "machine": machine,
         "runs": rows,
         "upgrade": spread_of(rows[:1]),

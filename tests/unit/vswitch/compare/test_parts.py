@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotupgrade.errors import HotUpgradeError
-from hotupgrade.vswitch.compare import distribution, growth, hot
+from hotupgrade.vswitch.compare import apart, growth
 
 PHASE = st.floats(0, 500)
 
@@ -20,8 +20,8 @@ def test_the_parts_of_a_break_are_the_break(
     parked = sleepers + check
     replaced = parked + busy + sync + replace
     thread = {"parked_us": parked, "released_us": replaced + left * start}
-    found = distribution.parts(phases, thread)
-    assert list(found) == list(distribution.PARTS)
+    found = apart.parts(phases, thread)
+    assert list(found) == list(apart.PARTS)
     assert sum(found.values()) == pytest.approx(thread["released_us"] - thread["parked_us"], abs=1e-6)
     assert found["wait"] == pytest.approx(busy, abs=1e-6)
     assert found["go"] == pytest.approx(left * start, abs=1e-6)
@@ -29,7 +29,13 @@ def test_the_parts_of_a_break_are_the_break(
 
 def rows(loaded: float, empty: float) -> list[dict[str, object]]:
     return [
-        {"switch": name, "kind": kind, "break_us": base + turn % 5 / 10}
+        {
+            "switch": name,
+            "kind": kind,
+            "break_us": base + turn % 5 / 10,
+            "preempted_us": 0.0,
+            "leader_preempted_us": float(turn % 2),
+        }
         for turn in range(20)
         for name, base in (("loaded", loaded), ("empty", empty))
         for kind in ("upgrade", "roll_back")
@@ -41,6 +47,7 @@ def test_whether_the_promise_holds(loaded: float, words: str) -> None:
     found = growth.summary(rows(loaded, 20.0))
     assert found["upgrade"]["ratio"] == pytest.approx(loaded / 20, rel=0.01)
     assert found["upgrade"]["loaded"]["count"] == 20
+    assert found["upgrade"]["undisturbed"]["count"] == 10
     assert growth.holds(found["upgrade"]) == words
 
 
@@ -59,6 +66,12 @@ def test_only_polling_threads_count() -> None:
         {"name": "revalidator7", "how": "signal", "busy": True, "break_us": 900.0},
         {"name": "pmd-c02/id:7", "how": "absent", "busy": False, "break_us": 0.0},
     ]
-    assert hot.polling_break_us({"threads": threads}) == 22.0
+    assert [row["break_us"] for row in apart.polling({"threads": threads})] == [20.0, 22.0]
     with pytest.raises(HotUpgradeError, match="no polling thread"):
-        hot.polling_break_us({"threads": threads[2:]})
+        apart.polling({"threads": threads[2:]})
+
+
+def test_breaks_without_a_preemption() -> None:
+    taken = [(1.0, 0.0, 0.0), (2.0, 0.5, 0.0), (3.0, 0.0, 0.5), (4.0, None, None)]
+    rows = [{"break_us": value, "preempted_us": one, "leader_preempted_us": other} for value, one, other in taken]
+    assert apart.undisturbed(rows) == [1.0, 4.0], "what is not known is not left out"
