@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -53,14 +54,33 @@ _OFFSETS = frozenset(
         Form.GNU_STRP_ALT,
     )
 )
+_WITHOUT_ROOM = frozenset((Form.FLAG_PRESENT, Form.IMPLICIT_CONST))
 _NUMBERS = frozenset((Form.UDATA, Form.REF_UDATA, Form.STRX, Form.ADDRX, Form.LOCLISTX, Form.RNGLISTX))
-_BLOCKS = {Form.BLOCK1: 1, Form.BLOCK2: 2, Form.BLOCK4: 4, Form.BLOCK: 0, Form.EXPRLOC: 0}
+BLOCKS = {Form.BLOCK1: 1, Form.BLOCK2: 2, Form.BLOCK4: 4, Form.BLOCK: 0, Form.EXPRLOC: 0}
 # In another file: what "dwz -m" and DWARF 5 (7.3.6) call a supplementary one.
 SUPPLEMENT_REFERENCES = frozenset((Form.GNU_REF_ALT, Form.REF_SUP4, Form.REF_SUP8))
 SUPPLEMENT_STRINGS = frozenset((Form.GNU_STRP_ALT, Form.STRP_SUP))
 _SUPPLEMENT = SUPPLEMENT_REFERENCES | SUPPLEMENT_STRINGS
 _ACROSS = SUPPLEMENT_REFERENCES | {Form.REF_ADDR, Form.REF_SIG8}
 _MOST_BITS = 70  # of a LEB128 number: ten groups of seven
+
+# An abbreviation as compilers write it: its code; then its tag, whether it has children, pairs of attribute and form
+# (with a constant behind IMPLICIT_CONST), and two zeros.
+_NUMBER = rb"[\x80-\xff]*+[\x00-\x7f]"
+_NONZERO = rb"(?:[\x01-\x7f]|[\x80-\xff]++[\x01-\x7f])"
+_FORM = rb"(?:[\x01-\x20\x22-\x7f]|\x21" + _NUMBER + rb"|[\x80-\xff]++[\x01-\x7f])"
+_USUAL = re.compile(
+    b"(" + _NONZERO + b")(" + _NONZERO + rb"[\x00-\xff](?:" + _NONZERO + _FORM + rb"){0,%d}+\x00\x00)" % MAX_ATTRIBUTES
+)
+
+
+def size_of_form(form: int, offset_size: int) -> int | None:
+    """Bytes that a value takes; None if only the value tells."""
+    if form in _WITHOUT_ROOM:
+        return 0
+    if form in _OFFSETS:
+        return offset_size
+    return struct.calcsize(f"<{_FIXED[form]}") if form in _FIXED else None
 
 
 def unsigned(data: bytes, at: int) -> tuple[int, int]:
@@ -100,20 +120,46 @@ class Single(NamedTuple):
 
 
 class Abbreviation:
-    """The shape of an entry."""
+    """The shape of an entry.  ``number``: its index among all that a file has."""
 
-    __slots__ = ("children", "constants", "forms", "named_by_offset", "only_run", "own_type", "steps", "tag", "wanted")
+    __slots__ = (
+        "attributes",
+        "children",
+        "constants",
+        "forms",
+        "leads_across",
+        "named_by_offset",
+        "number",
+        "offset_size",
+        "only_run",
+        "own_type",
+        "steps",
+        "tag",
+        "wanted",
+    )
 
     def __init__(
-        self, tag: int, children: bool, attributes: Sequence[tuple[int, int, int]], offset_size: int, *, wanted: bool
+        self,
+        tag: int,
+        children: bool,
+        attributes: Sequence[tuple[int, int, int]],
+        offset_size: int,
+        *,
+        wanted: bool,
+        number: int = 0,
     ) -> None:
         self.tag = tag
         self.children = children
+        self.attributes = attributes
+        self.offset_size = offset_size
         self.wanted = wanted
+        self.number = number
         self.forms = {attribute: form for attribute, form, _ in attributes if attribute in WANTED_ATTRIBUTES}
         self.named_by_offset = self.forms.get(At.NAME) == Form.STRP
         # What says the rest of a type's name elsewhere, if anything does.
         self.own_type = At.SPECIFICATION not in self.forms and At.SIGNATURE not in self.forms
+        # Whether an attribute may name an entry of another unit.
+        self.leads_across = not _ACROSS.isdisjoint(self.forms.values())
         self.constants: Values = {}  # attributes that take no room in the entry
         self.steps: list[Run | Single] = []
         self._compile(attributes, "I" if offset_size == 4 else "Q")
@@ -133,7 +179,7 @@ class Abbreviation:
         for attribute, form, constant in attributes:
             wanted = attribute in WANTED_ATTRIBUTES
             fixed = offset if form in _OFFSETS else _FIXED.get(form)
-            if form in (Form.FLAG_PRESENT, Form.IMPLICIT_CONST):
+            if form in _WITHOUT_ROOM:
                 if wanted:
                     self.constants[attribute] = True if form == Form.FLAG_PRESENT else constant
             elif fixed is None:
@@ -145,11 +191,6 @@ class Abbreviation:
             else:
                 layout += f"{struct.calcsize('<' + fixed)}x"
         end_run()
-
-    @property
-    def leads_across(self) -> bool:
-        """Whether an attribute may name an entry of another unit."""
-        return any(form in _ACROSS for form in self.forms.values())
 
     def require_own(self) -> None:
         """Refuses what lies in a supplementary file."""
@@ -182,7 +223,7 @@ def _is_local(tag: int, attributes: Sequence[tuple[int, int, int]]) -> bool:
         return False
     forms = {attribute: form for attribute, form, _ in attributes}
     where = forms.get(At.LOCATION)
-    return At.ABSTRACT_ORIGIN in forms if where is None else where not in _BLOCKS
+    return At.ABSTRACT_ORIGIN in forms if where is None else where not in BLOCKS
 
 
 def _variable(data: bytes, at: int, form: int) -> tuple[Any, int]:
@@ -194,8 +235,8 @@ def _variable(data: bytes, at: int, form: int) -> tuple[Any, int]:
     if form == Form.STRING:
         end = data.index(b"\0", at)
         return data[at:end].decode(errors="replace"), end + 1
-    if form in _BLOCKS:
-        width = _BLOCKS[form]
+    if form in BLOCKS:
+        width = BLOCKS[form]
         if width:
             size, start = int.from_bytes(data[at : at + width], "little"), at + width
         else:
@@ -216,7 +257,9 @@ class Tables:
         self._alone = alone
         self._wanted, self._more = WANTED_TAGS.union(more_tags), frozenset(more_tags)
         self._known: dict[tuple[int, int], dict[int, Abbreviation]] = {}
-        self._shapes: dict[tuple[int, bool, tuple[tuple[int, int, int], ...], int], Abbreviation] = {}
+        # Every unit has a table of its own, with much the same in it.
+        self._by_bytes: dict[tuple[bytes, int], Abbreviation] = {}
+        self._by_shape: dict[tuple[int, bool, tuple[tuple[int, int, int], ...], int], Abbreviation] = {}
         self._left = MAX_ABBREVIATIONS
 
     def at(self, offset: int, offset_size: int) -> dict[int, Abbreviation]:
@@ -225,25 +268,46 @@ class Tables:
             self._known[key] = self._read(offset, offset_size)
         return self._known[key]
 
+    @property
+    def all(self) -> list[Abbreviation]:
+        """Of the tables that were read, each once, by number."""
+        return list(self._by_shape.values())
+
     def _read(self, at: int, offset_size: int) -> dict[int, Abbreviation]:
-        data, table = self._data, dict[int, Abbreviation]()
+        data, table, match = self._data, dict[int, Abbreviation](), _USUAL.match
         while True:
-            code, at = unsigned(data, at)
-            if not code:
-                return table
+            usual = match(data, at)
+            if usual is None:
+                code, at = unsigned(data, at)
+                if not code:
+                    return table
+                found, at = self._parsed(at, offset_size)
+            else:
+                word, content = usual.groups()
+                code = word[0] if len(word) == 1 else unsigned(word, 0)[0]
+                known = self._by_bytes.get((content, offset_size))
+                if known is None:
+                    known = self._by_bytes[content, offset_size] = self._parsed(usual.start(2), offset_size)[0]
+                found, at = known, usual.end()
             self._left -= 1
             if self._left < 0:
                 raise Unusable(f"its debug information has more than {MAX_ABBREVIATIONS} abbreviations")
-            tag, at = unsigned(data, at)
-            children = data[at] != 0
-            attributes, at = self._attributes(at + 1)
-            shape = tag, children, attributes, offset_size
-            if shape not in self._shapes:  # every unit has a table of its own, with much the same in it
-                wanted = tag in self._wanted and (tag in self._more or not _is_local(tag, attributes))
-                self._shapes[shape] = Abbreviation(*shape, wanted=wanted)
-                if self._alone:
-                    self._shapes[shape].require_own()
-            table[code] = self._shapes[shape]
+            table[code] = found
+
+    def _parsed(self, at: int, offset_size: int) -> tuple[Abbreviation, int]:
+        """The abbreviation whose tag is there, and where it ends."""
+        data = self._data
+        tag, at = unsigned(data, at)
+        children = data[at] != 0
+        attributes, at = self._attributes(at + 1)
+        shape = tag, children, attributes, offset_size
+        known = self._by_shape.get(shape)
+        if known is None:
+            wanted = tag in self._wanted and (tag in self._more or not _is_local(tag, attributes))
+            known = self._by_shape[shape] = Abbreviation(*shape, wanted=wanted, number=len(self._by_shape))
+            if self._alone:
+                known.require_own()
+        return known, at
 
     def _attributes(self, at: int) -> tuple[tuple[tuple[int, int, int], ...], int]:
         data, found = self._data, list[tuple[int, int, int]]()

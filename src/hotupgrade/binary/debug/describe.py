@@ -36,13 +36,13 @@ def text_of(entry: Entry | None) -> str:
         return "void"
     if entry.text is None:
         entry.text = _IN_PROGRESS  # an unnamed type that holds itself: no compiler of C makes that
-        entry.text = _shortened(_text(entry))
+        entry.keep_text(_shortened(_text(entry)))
     return entry.text
 
 
 def type_of(entry: Entry) -> str:
     """The text of the type that an entry has."""
-    return text_of(entry.entry(At.TYPE))
+    return entry.type_text() or text_of(entry.entry(At.TYPE))
 
 
 def _shortened(text: str) -> str:
@@ -70,7 +70,7 @@ def _text(entry: Entry) -> str:
     if tag == Tag.ATOMIC:
         return type_of(entry) + ATOMIC
     if tag == Tag.SUBROUTINE_TYPE:
-        return prototype(entry)
+        return _prototype(entry)
     if tag == Tag.POINTER_TO_MEMBER:
         return f"{type_of(entry)} ::*"
     if tag == Tag.SUBRANGE:
@@ -107,7 +107,14 @@ def _unnamed(entry: Entry) -> str:
 
 
 def prototype(entry: Entry) -> str:
-    """The text of a function, from its own entry or that of a type."""
+    """The text of a function, from its own entry."""
+    if entry.text is None:
+        entry.keep_text(_prototype(entry))
+    assert entry.text is not None
+    return entry.text
+
+
+def _prototype(entry: Entry) -> str:
     parameters = []
     for child in entry.children:
         if child.tag == Tag.PARAMETER:

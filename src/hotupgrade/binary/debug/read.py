@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from hotupgrade.binary.debug.abbreviations import unsigned
+from hotupgrade.binary.debug.condense import Condensed, Function
 from hotupgrade.binary.debug.constants import At, Op, Tag
 from hotupgrade.binary.debug.describe import (
     define,
@@ -22,7 +23,8 @@ from hotupgrade.binary.debug.describe import (
 from hotupgrade.binary.debug.model import Debug, Definition, Variable, names_in
 from hotupgrade.binary.debug.ranges import merged, ranges_of
 from hotupgrade.binary.debug.sections import Corrupt, Sections, Supplement, Unusable
-from hotupgrade.binary.debug.units import Allowance, Entry, Units
+from hotupgrade.binary.debug.survey import Unclear
+from hotupgrade.binary.debug.units import Allowance, Entry, Unit, Units
 from hotupgrade.binary.model import Section
 
 # What a file that is not as it should be makes the reader stumble over.
@@ -44,7 +46,12 @@ def read_debug(data: bytes, sections: Mapping[str, Section], supplement: Supplem
         contents = Sections(data, sections)
         if not contents.info:
             return Debug(missing="it has no debug information")
-        return _Reader(Units(contents, (), None if supplement is None else Sections(*supplement))).read()
+        units = Units(contents, (), None if supplement is None else Sections(*supplement))
+        try:
+            return _Reader(units).read_condensed()
+        except (Unclear, Unusable, *STUMBLES):
+            units.release()  # one after the other, then: that tells what is wrong, if anything is
+        return _Reader(units).read()
     except Unusable as error:
         return Debug(missing=str(error))
     except STUMBLES as error:
@@ -62,22 +69,50 @@ class _Reader:
         self._functions: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         self._imports: dict[str, dict[str, None]] = defaultdict(dict)
         self._constants: dict[tuple[str, str, bool], dict[int, None]] = defaultdict(dict)
+        self._atomics = True
+        self._covered: list[tuple[int, int]] = []
 
     def read(self) -> Debug:
-        atomics, covered, allowance = True, list[tuple[int, int]](), Allowance(self._units)
+        """Entry by entry."""
+        allowance = Allowance(self._units)
         for unit in self._units:
-            atomics &= unit.version >= 5
-            covered += ranges_of(unit)
-            # A unit that several import says the same of each of their files.
-            names = dict.fromkeys(_file(importer.root) for importer in self._units.importers(unit))
-            files = {name: self._files.setdefault(name, len(self._files)) for name in names}
+            files = self._begin(unit)
             for entry in unit.load().values():
                 if entry.tag in _LOOKED_AT:
                     allowance.take(len(files) - 1)
                     self._add(entry, files)
+        return self._result()
+
+    def read_condensed(self) -> Debug:
+        """What several units say alike, only once.
+
+        Raises:
+            Unclear: that cannot be found out.
+        """
+        condensed = Condensed(self._units)
+        numbers = [number for unit in condensed.units for number in self._begin(unit).values()]
+        names = list(self._files)
+        places = [*names, ""]  # the last one is that of what is global
+        for told in condensed.told(numbers):
+            if isinstance(told, Function):
+                known = self._imports[told.name] if told.file is None else self._functions[told.name, places[told.file]]
+                known[told.text] = None
+            else:
+                self._add(told.entry, {names[file]: file for file in told.files})
+        return self._result()
+
+    def _begin(self, unit: Unit) -> dict[str, int]:
+        """The files that a unit is part of, with their numbers."""
+        self._atomics &= unit.version >= 5
+        self._covered += ranges_of(unit)
+        # A unit that several import says the same of each of their files.
+        names = dict.fromkeys(_file(importer.root) for importer in self._units.importers(unit))
+        return {name: self._files.setdefault(name, len(self._files)) for name in names}
+
+    def _result(self) -> Debug:
         return Debug(
-            atomics=atomics,
-            covered=merged(covered),
+            atomics=self._atomics,
+            covered=merged(self._covered),
             files=list(self._files),
             definitions=list(self._definitions),
             types={
@@ -98,8 +133,7 @@ class _Reader:
             for file in files:
                 self._add_variable(entry, file)
         elif tag == Tag.SUBPROGRAM:
-            for file in files:
-                self._add_function(entry, file)
+            self._add_function(entry, files)
         elif tag == Tag.TYPEDEF:
             target = names_in(type_of(entry))
             if target and type_of(entry) == f"`{target[0]}`":
@@ -135,18 +169,19 @@ class _Reader:
         for address, thread_local, part in places:
             self._variables[Variable(address, thread_local, source.name, scope, file, text, part)] = None
 
-    def _add_function(self, entry: Entry, file: str) -> None:
+    def _add_function(self, entry: Entry, files: Collection[str]) -> None:
         here = At.LOW_PC in entry.values or At.RANGES in entry.values or At.INLINE in entry.values
         source = origin(entry)
         name = function_name(entry)
         if not name or (At.ABSTRACT_ORIGIN in entry.values and not entry.children):
             return
-        external = At.EXTERNAL in source.values or At.EXTERNAL in entry.values
         if here:
-            file = _file(source.unit.root) or file
+            external = At.EXTERNAL in source.values or At.EXTERNAL in entry.values
+            own = _file(source.unit.root)
             whole = source if At.ABSTRACT_ORIGIN in entry.values else entry
             text = prototype(whole) if At.TYPE in whole.values or whole is source else _with_result(whole, source)
-            self._functions[name, "" if external else file][text] = None
+            for file in files:
+                self._functions[name, "" if external else own or file][text] = None
         elif At.DECLARATION in entry.values and entry.parent is not None and entry.parent.tag in _TOP:
             self._imports[name][prototype(entry)] = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container, Iterator, Mapping
 
 from hotupgrade.binary.debug.abbreviations import (
     SUPPLEMENT_REFERENCES,
@@ -51,6 +51,13 @@ class Entry:
         self.children: list[Entry] = [] if abbreviation.children else _NO_CHILDREN
         self.alias = ""  # the typedef that gives an unnamed type its name
         self.text: str | None = None  # filled in by who describes types
+
+    def keep_text(self, text: str) -> None:
+        self.text = text
+
+    def type_text(self) -> str | None:
+        """The text of the entry's type, if it is known already."""
+        return None
 
     @property
     def name(self) -> str:
@@ -107,14 +114,14 @@ class Unit:
         self.units = units
         self.in_info = data is units.sections.info
         self.offset = offset
-        self._data = data
+        self.data = data
         try:
             self._read_header(data, offset)
         except struct.error as error:
             raise Corrupt("a unit is cut off") from error
         if self.end > len(data):
             raise Corrupt("a unit beyond the end")
-        self.entries: dict[int, Entry] | None = None  # None: not read yet
+        self.entries: Mapping[int, Entry] | None = None  # None: not read yet
         self._root: Entry | None = None
         self._strings_base = 0
         self._addresses_base = 0
@@ -159,17 +166,22 @@ class Unit:
             raise Corrupt("a unit that is none")
         return self._root
 
-    def load(self) -> dict[int, Entry]:
+    def load(self) -> Mapping[int, Entry]:
         """All entries that are looked at, by offset in the section."""
         if self.entries is None:
-            self.entries = {}
-            self._walk(self.entries)
-            self.units.held += len(self.entries)
-            _name_by_typedef(self.entries, _OWN_REFERENCES)
+            self.entries = found = dict[int, Entry]()
+            self._walk(found)
+            self.units.held += len(found)
+            _name_by_typedef(found, _OWN_REFERENCES)
         return self.entries
 
+    def adopt(self, entries: Mapping[int, Entry], root: Entry) -> None:
+        """Have entries that were found in another way, and are made only when they are asked for."""
+        self.entries = entries
+        self._begin(root)
+
     def release(self) -> None:
-        if self.entries is not None:
+        if isinstance(self.entries, dict):
             self.units.held -= len(self.entries)
             for entry in self.entries.values():
                 if entry.children:
@@ -181,7 +193,7 @@ class Unit:
         return self.load().get(self.offset + offset)
 
     def _walk(self, found: dict[int, Entry]) -> None:
-        data, at, end, units = self._data, self.first, self.end, self.units
+        data, at, end, units = self.data, self.first, self.end, self.units
         table = units.tables.at(self.table, self.offset_size)
         room = MAX_ENTRIES - units.held
         parents: list[Entry | None] = []
@@ -219,7 +231,7 @@ class Unit:
                     values, at = abbreviation.decode(data, at)
                 found[start] = entry = Entry(self, abbreviation, values, parent)
                 if len(found) > room:
-                    raise Unusable(f"its debug information has more than {MAX_ENTRIES} entries in one unit")
+                    units.allow(len(found))
                 if parent is None:
                     self._begin(entry)
                 else:
@@ -281,7 +293,7 @@ def _bytes(data: bytes, at: int, size: int) -> bytes:
     return found
 
 
-def _name_by_typedef(entries: dict[int, Entry], forms: Container[int]) -> None:
+def _name_by_typedef(entries: Mapping[int, Entry], forms: Container[int]) -> None:
     """``typedef struct { ... } name``: the first such typedef names the type."""
     for entry in entries.values():
         if entry.tag == Tag.TYPEDEF and entry.abbreviation.forms.get(At.TYPE) in forms:
@@ -327,15 +339,15 @@ class Units:
         self.supplement = None if supplement is None else Units(supplement, more_tags)
         self.tables = Tables(sections.abbreviations, more_tags, alone=supplement is None)
         self.held = 0  # entries of the units that are loaded
-        self.across = False  # whether entries name entries of other units
-        self._imports = False  # whether units import others
         self.texts: dict[int, str] = {}  # that were asked for, by their offsets
         self._line_texts: dict[int, str] = {}
         self._text_room = MAX_STRINGS
         self._units = [*self._headers(sections.info), *self._headers(sections.types)]
-        plain = [unit for unit in self._units if unit.in_info]
-        self._starts = [unit.offset for unit in plain]
-        self._plain = plain
+        abbreviations = self.tables.all
+        self.across = any(each.leads_across for each in abbreviations)  # whether entries name those of other units
+        self.imports = any(each.tag == Tag.IMPORTED_UNIT for each in abbreviations)  # whether units import others
+        self.plain = [unit for unit in self._units if unit.in_info]  # whose entries other units may refer to
+        self._starts = [unit.offset for unit in self.plain]
         self._by_signature = {unit.signature: unit for unit in self._units if unit.signature}
         self._importers: dict[Unit, list[Unit]] = {}
 
@@ -344,13 +356,27 @@ class Units:
         for unit in self._units if self.across else ():
             self.sections.check_time()
             _name_by_typedef(unit.load(), _OTHER_REFERENCES)
-        self._importers = self._find_importers() if self._imports else {}
+        self._importers = self._find_importers() if self.imports else {}
         for unit in [*self._units, *self._used_of_supplement()]:
             self.sections.check_time()
             unit.load()
             yield unit
             if not self.across:
                 unit.release()
+
+    def allow(self, entries: int) -> None:
+        """Whether so many may be held besides those that are.
+
+        Raises:
+            Unusable: they may not.
+        """
+        if self.held + entries > MAX_ENTRIES:
+            raise Unusable(f"its debug information has more than {MAX_ENTRIES} entries in one unit")
+
+    def release(self) -> None:
+        """Let all entries go."""
+        for unit in self._units:
+            unit.release()
 
     # Units that others import
 
@@ -388,9 +414,7 @@ class Units:
         found, at = list[Unit](), 0
         while at < len(data):
             unit = Unit(self, data, at)
-            abbreviations = self.tables.at(unit.table, unit.offset_size).values()
-            self.across |= any(abbreviation.leads_across for abbreviation in abbreviations)
-            self._imports |= any(abbreviation.tag == Tag.IMPORTED_UNIT for abbreviation in abbreviations)
+            self.tables.at(unit.table, unit.offset_size)
             found.append(unit)
             at = unit.end
         return found
@@ -427,4 +451,4 @@ class Units:
         if form != Form.REF_ADDR:
             raise Corrupt("a reference of a form that is none")
         index = bisect_right(self._starts, value) - 1
-        return self._plain[index].load().get(value) if index >= 0 else None
+        return self.plain[index].load().get(value) if index >= 0 else None
