@@ -202,12 +202,18 @@ class Abbreviation:
         values = self.constants.copy()
         for step in self.steps:
             if isinstance(step, Run):
-                values.update(zip(step.names, step.unpack(data, at), strict=True))
-                at += step.size
+                unpack, names, size = step
+                values.update(zip(names, unpack(data, at)))  # noqa: B905  as many as the format says
+                at += size
             else:
-                value, at = _variable(data, at, step.form)
-                if step.attribute in WANTED_ATTRIBUTES:
-                    values[step.attribute] = value
+                attribute, form = step
+                if form == Form.STRING:  # the usual one
+                    end = data.index(b"\0", at)
+                    value, at = data[at:end].decode(errors="replace"), end + 1
+                else:
+                    value, at = _variable(data, at, form)
+                if attribute in WANTED_ATTRIBUTES:
+                    values[attribute] = value
         return values, at
 
     def end(self, data: bytes, at: int) -> int:

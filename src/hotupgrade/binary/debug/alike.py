@@ -103,6 +103,7 @@ class Shapes:
         # Of functions: how they are told (see Functions), -1 for not at all.
         self.told_as = np.array([_told_as(each) for each in abbreviations], np.int8)
         self.places = {attribute: places_of(attribute, layouts) for attribute in (*_NAMES, *_VALUES, At.TYPE)}
+        self.values = [each for each in _VALUES if (self.places[each].gap >= 0).any()]
         self.location = places_of(At.LOCATION, layouts)
         self.strings_base = places_of(At.STR_OFFSETS_BASE, layouts)
 
@@ -266,21 +267,25 @@ class _Finding:
 
     def _say_themselves(self) -> I64:
         """Numbers for what entries say without others."""
-        batch, shapes = self._batch, self._shapes
-        found = np.zeros(len(batch.start), np.int64)
-        said = self._is_said & ~self._is_alone & (self._tag != Tag.SUBPROGRAM)
-        rows = np.flatnonzero(said)
-        columns = [shapes.sort[batch.shape[rows]], self._name[rows]]
-        for attribute in _VALUES:
-            having = self._columns.present(shapes.places[attribute], said)
-            column = np.zeros(len(batch.start), np.int64)
-            if len(having):
-                column[having] = self._columns.integers(shapes.places[attribute], having)
-            columns.append(column[rows])
-        found[rows] = self._numbering.rows(_ITSELF, *columns)
-        rest = np.flatnonzero(~said)
-        found[rest] = self._numbering.fresh(len(rest))
+        found = np.zeros(len(self._batch.start), np.int64)
+        rows = np.flatnonzero(self._is_type & ~self._is_alone)
+        found[rows] = self._numbering.rows(_ITSELF, *(column[rows] for column in self._words))
+        rows = np.flatnonzero(self._is_alone)
+        found[rows] = self._numbering.fresh(len(rows))
         return found
+
+    @cached_property
+    def _words(self) -> list[I64]:
+        """What types and their parts say in numbers, but for their types; 0 where they say nothing."""
+        batch, shapes = self._batch, self._shapes
+        columns = [shapes.sort[batch.shape], self._name]
+        said = self._is_said & ~self._is_alone
+        for attribute in shapes.values:  # the same for all batches: what a column is about is not said again
+            rows = self._columns.present(shapes.places[attribute], said)
+            column = np.zeros(len(batch.start), np.int64)
+            column[rows] = self._columns.integers(shapes.places[attribute], rows)
+            columns.append(column)
+        return columns
 
     # Types
 
@@ -337,11 +342,17 @@ class _Finding:
         said = np.where(self._tag[children] == Tag.PARAMETER, 2 * kind, 1)
         parts = self._shapes.has_parts[self._batch.shape[rows]][owner]
         at = children[parts]
-        numbers = self._numbering.rows(_PART, self._itself[at], kind[parts])
-        has_children = np.isin(at, self._batch.parent)
-        numbers[has_children] = self._numbering.fresh(int(has_children.sum()))
+        numbers = self._numbering.rows(_PART, *(column[at] for column in self._words), kind[parts])
+        alone = self._is_alone[at] | ~self._is_said[at] | self._has_children[at]
+        numbers[alone] = self._numbering.fresh(int(alone.sum()))
         said[parts] = numbers
         return self._numbering.sequences(said, np.bincount(owner, minlength=len(rows)).tolist())
+
+    @cached_property
+    def _has_children(self) -> Flags:
+        found = np.zeros(len(self._batch.start), np.bool_)
+        found[self._batch.parent[self._batch.parent >= 0]] = True
+        return found
 
     # What is to be told
 

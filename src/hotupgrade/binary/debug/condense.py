@@ -15,13 +15,16 @@ import numpy.typing as npt
 
 from hotupgrade.binary.debug.abbreviations import Abbreviation
 from hotupgrade.binary.debug.alike import DECLARED, LOCAL, Alike, Finder, Shapes, can_tell
-from hotupgrade.binary.debug.constants import At
+from hotupgrade.binary.debug.constants import At, Tag
 from hotupgrade.binary.debug.describe import prototype
 from hotupgrade.binary.debug.layout import layout_of
 from hotupgrade.binary.debug.numbering import distinct
 from hotupgrade.binary.debug.survey import Unclear, survey
 from hotupgrade.binary.debug.units import Entry, Unit, Units
 from hotupgrade.binary.model import I64
+
+
+_READ_WHOLE = (Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION)  # whose children are all looked at
 
 
 class _LazyEntry(Entry):
@@ -66,6 +69,10 @@ class _LazyEntry(Entry):
             found = _LazyEntry(part, above) if above >= 0 else None
         elif name == "children":
             found = [_LazyEntry(part, child) for child in part.children(index)]
+            if self.tag in _READ_WHOLE:
+                for child in found:
+                    child.values = child.abbreviation.decode(part.data, part.content[child._index])[0]
+                    child.unit = self.unit
         elif name == "alias":
             alias = part.alias.get(index)
             found = "" if alias is None else _LazyEntry(part, alias).name
