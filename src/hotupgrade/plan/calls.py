@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.model import Flags, Form, Kind, TargetKind
+from hotupgrade.binary.model import I32, Flags, Form, Kind, TargetKind
 from hotupgrade.plan.rows import Rows
 from hotupgrade.plan.stem import stem_of
 
@@ -56,31 +56,34 @@ class Calls:
     @cached_property
     def callers(self) -> dict[int, set[int]]:
         """Functions of this build → those that call them directly."""
-        found: dict[int, set[int]] = {}
         function = self.build.references.function
-        for index in np.flatnonzero(self._is_transfer & (function >= 0)).tolist():
-            called = self._called(index)
-            if called is not None and called[1] >= 0 and called[1] != function[index]:
-                found.setdefault(called[1], set()).add(int(function[index]))
-        return found
+        called = self._rows_called()
+        return _grouped(called, function, self._is_transfer & (function >= 0) & (called >= 0) & (called != function))
 
     @cached_property
     def takers(self) -> dict[int, set[int]]:
         """Functions of this build → those whose code takes their address."""
-        found: dict[int, set[int]] = {}
         references = self.build.references
         takes = (references.form == Form.LEA) & (self._kind == TargetKind.ENTITY) & (references.function >= 0)
-        for index in np.flatnonzero(takes).tolist():
-            row = int(self._entity[index])
-            if self._is_function(row):
-                found.setdefault(row, set()).add(int(references.function[index]))
-        return found
+        takes[takes] = self.build.entities.kind[self._entity[takes]] == Kind.FUNCTION
+        return _grouped(self._entity, references.function, takes)
 
     @cached_property
     def bases(self) -> frozenset[str]:
         """The names of all functions, without what the compiler adds to them."""
         rows = np.flatnonzero(self.build.entities.kind == Kind.FUNCTION).tolist()
         return frozenset(stem_of(self.build.entities.names[row]).base for row in rows)
+
+    def _rows_called(self) -> I32:
+        """Per reference: the function of this build that it leads to, or -1."""
+        found = np.full(len(self._kind), -1, np.int32)
+        direct = self._kind == TargetKind.ENTITY
+        rows = self._entity[direct]
+        found[direct] = np.where(self.build.entities.kind[rows] == Kind.FUNCTION, rows, -1)
+        by_slot = np.isin(self._kind, (TargetKind.PLT, TargetKind.GOT)) & (self._entity >= 0)
+        slots = np.array([-1 if called is None else called[1] for called in self._slots] or [-1], np.int32)
+        found[by_slot] = slots[self._entity[by_slot]]
+        return found
 
     def _called(self, index: int) -> tuple[str, int] | None:
         """Name and row of what a transfer leads to."""
@@ -108,3 +111,11 @@ class Calls:
 
     def _is_function(self, row: int) -> bool:
         return row >= 0 and int(self.build.entities.kind[row]) == Kind.FUNCTION
+
+
+def _grouped(rows: I32, users: I32, chosen: Flags) -> dict[int, set[int]]:
+    """Row → users of it, of the references that are chosen."""
+    found: dict[int, set[int]] = {}
+    for row, user in set(zip(rows[chosen].tolist(), users[chosen].tolist(), strict=True)):
+        found.setdefault(row, set()).add(user)
+    return found

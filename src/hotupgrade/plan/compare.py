@@ -136,7 +136,10 @@ def _equal_references(meaning: Meaning, old_shapes: Shapes, new_shapes: Shapes, 
     first, second = _slot_numbers(meaning)
     equal[slots] = first[entity[slots]] == second[partner[slots]]
     old_target, new_target = old.target[pairs.old].astype(np.int64), new.target[pairs.new].astype(np.int64)
-    for i in np.flatnonzero(equal & (kind == TargetKind.ANONYMOUS)).tolist():
+    anonymous = np.flatnonzero(equal & (kind == TargetKind.ANONYMOUS))
+    access = old_shapes.access[pairs.old[anonymous]].astype(np.int64)
+    sure = meaning.surely_same_anonymous(old_target[anonymous], new_target[anonymous], access)
+    for i in anonymous[~sure].tolist():
         equal[i] = meaning.same_anonymous(
             int(old_target[i]),
             int(new_target[i]),
@@ -366,9 +369,13 @@ def _data_changes(meaning: Meaning) -> tuple[tuple[tuple[int, int], ...], tuple[
     olds = pairs.old_of[news]
     equal_size = old.entities.size[olds] == new.entities.size[news]
     resized = tuple(zip(olds[~equal_size].tolist(), news[~equal_size].tolist(), strict=True))
+    olds, news = olds[equal_size], news[equal_size]
+    sure = old.entities.kind[olds] != Kind.TLS
+    places = old.entities.address[olds[sure]], new.entities.address[news[sure]], new.entities.size[news[sure]]
+    sure[sure] = meaning.surely_same_bytes(*(each.astype(np.int64) for each in places))
     changed = tuple(
         (ours, theirs)
-        for ours, theirs in zip(olds[equal_size].tolist(), news[equal_size].tolist(), strict=True)
+        for ours, theirs in zip(olds[~sure].tolist(), news[~sure].tolist(), strict=True)
         if not _same_contents(meaning, ours, theirs)
     )
     return resized, changed

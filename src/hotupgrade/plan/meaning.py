@@ -14,7 +14,7 @@ from hotupgrade.binary.bare.functions import frame_ranges
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.code import JumpTable
 from hotupgrade.binary.elf import SHF_EXECINSTR, SHF_WRITE
-from hotupgrade.binary.model import Form, Kind, Slot
+from hotupgrade.binary.model import I64, U8, Flags, Form, Kind, Slot
 from hotupgrade.binary.relocations import Relocation, relocation_target
 from hotupgrade.plan.match import Match
 
@@ -22,6 +22,7 @@ RESERVED_SLOTS = 3  # .got.plt begins with words for the loader
 MAX_DEPTH = 4  # data that point to data that point to data: beyond this, call it different
 MAX_STRING = 1 << 20
 _SHORT = 256  # bytes that are compared at once sooner than one looks where they come from
+_AT_ONCE = 2048  # places
 CHUNK = 1 << 20  # bytes compared at once: a variable may be as large as the image
 MAX_SOURCE_LINE = 512
 START_FILES = ("crtstuff.c",)
@@ -45,6 +46,18 @@ class _Index:
         self.types: list[int] = relocations.type.tolist()
         self.addends: list[int] = relocations.addend.tolist()
         self.symbols: list[int] = relocations.symbol.tolist()
+
+    def rooms(self, vaddrs: I64) -> I64:
+        """:meth:`room` of many places."""
+        edges = np.append(self.build.boundaries, self.build.span)
+        found: I64 = edges[np.searchsorted(edges[:-1], vaddrs, side="right")] - vaddrs
+        return found
+
+    def are_relocated(self, vaddrs: I64, sizes: I64) -> Flags:
+        """Which ranges hold words that the loader fills."""
+        places = self.build.dynamic_relocations.vaddr.astype(np.int64)
+        found: Flags = np.searchsorted(places, vaddrs) != np.searchsorted(places, vaddrs + sizes)
+        return found
 
     def room(self, vaddr: int) -> int:
         """Bytes up to where a piece of anonymous data must have ended."""
@@ -254,6 +267,15 @@ class Meaning:
         self.shifted_lines.add(new_function)
         return True
 
+    def surely_same_anonymous(self, old: I64, new: I64, access: I64) -> Flags:
+        """Of many pairs, those of which :meth:`same_anonymous` is sure to say that they are the same."""
+        tables = [np.array([vaddr for vaddr, _ in found], np.int64) for found in self._tables]
+        sure: Flags = ~np.isin(old, tables[0]) & ~np.isin(new, tables[1])
+        taken, read = sure & (access == 0), access > 0
+        sure[taken] = self.surely_same_data(old[taken], new[taken])
+        sure[read] = self.surely_same_bytes(old[read], new[read], access[read])
+        return sure
+
     def same_source_line(self, old: int, new: int) -> bool:
         """``file.c:100`` and ``file.c:120``."""
         ours, theirs = (
@@ -271,6 +293,26 @@ class Meaning:
         size = max(size, min(_string_length(self.old, old), _string_length(self.new, new)))
         size = min(size, self.old.span - old, self.new.span - new)
         return self.same_bytes(old, new, size, depth)
+
+    def surely_same_data(self, old: I64, new: I64) -> Flags:
+        """Of many pairs of places, those of which :meth:`same_data` will say that they are the same, and which are
+        short; the others are to be asked one by one."""
+        size = np.minimum(self._index[0].rooms(old), self._index[1].rooms(new))
+        lengths = np.minimum(_short_lengths(self.old, old), _short_lengths(self.new, new))
+        size = np.minimum(np.maximum(size, lengths), np.minimum(self.old.span - old, self.new.span - new))
+        return self.surely_same_bytes(old, new, size)
+
+    def surely_same_bytes(self, old: I64, new: I64, size: I64) -> Flags:
+        """The same for :meth:`same_bytes`."""
+        sure = (size <= _SHORT) & (old + size <= self.old.span) & (new + size <= self.new.span)
+        at = np.flatnonzero(sure)
+        for begin in range(0, len(at), _AT_ONCE):
+            part = at[begin : begin + _AT_ONCE]
+            counts = np.arange(_SHORT) < size[part, None]
+            first, second = _short_contents(self.old, old[part]), _short_contents(self.new, new[part])
+            sure[part] = ((first == second) | ~counts).all(axis=1)
+        sure &= ~self._index[0].are_relocated(old, size) & ~self._index[1].are_relocated(new, size)
+        return sure
 
     def same_bytes(self, old: int, new: int, size: int, depth: int = 0) -> bool:
         """Equal contents; words that the loader fills must point to the same thing."""
@@ -392,6 +434,24 @@ def _in_nameless_section(build: Build, vaddr: int) -> tuple[str, int] | None:
         return None
     first, last = np.searchsorted(build.row_spans.start, (section.vaddr, section.vaddr + section.size))
     return None if last > first else (section.name, vaddr - section.vaddr)
+
+
+def _short_contents(build: Build, vaddrs: I64) -> U8:
+    """The first bytes of places, one below the other; behind the image there are zeros."""
+    places = vaddrs[:, None] + np.arange(_SHORT)
+    content: U8 = build.image[np.minimum(places, build.span - 1)]
+    content[places >= build.span] = 0
+    return content
+
+
+def _short_lengths(build: Build, vaddrs: I64) -> I64:
+    """Bytes up to and including the first NUL; of longer ones, more than may be short."""
+    lengths = np.full(len(vaddrs), _SHORT + 1, np.int64)
+    for begin in range(0, len(vaddrs), _AT_ONCE):
+        nul = _short_contents(build, vaddrs[begin : begin + _AT_ONCE]) == 0
+        ends = nul.any(axis=1)
+        lengths[begin : begin + _AT_ONCE][ends] = nul[ends].argmax(axis=1) + 1
+    return lengths
 
 
 def _string_length(build: Build, vaddr: int) -> int:
