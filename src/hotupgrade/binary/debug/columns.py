@@ -51,7 +51,7 @@ class Columns:
         self._batch = batch
         self._layouts = layouts
         self._data: U8 = np.frombuffer(batch.units[0].data, np.uint8)
-        self._behind = [batch.content]  # the n-th value of unknown size, by n
+        self._behind = [batch.content()]  # the n-th value of unknown size, by n
         self._nul: I64 | None = None
 
     def present(self, places: Places, among: Flags | None = None) -> Rows:

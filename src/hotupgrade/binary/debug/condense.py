@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hotupgrade.binary.debug.abbreviations import Abbreviation
+from hotupgrade.binary.debug.abbreviations import Abbreviation, Values
 from hotupgrade.binary.debug.alike import DECLARED, LOCAL, Alike, Finder, Shapes, can_tell
 from hotupgrade.binary.debug.constants import At, Tag
 from hotupgrade.binary.debug.describe import prototype
@@ -61,7 +61,7 @@ class _LazyEntry(Entry):
         part, index = self._part, self._index
         found: object
         if name == "values":
-            found = self.abbreviation.decode(part.data, part.content[index])[0]
+            found = part.values(index)
         elif name == "unit":
             found = part.units[part.unit[index]]
         elif name == "parent":
@@ -71,7 +71,7 @@ class _LazyEntry(Entry):
             found = [_LazyEntry(part, child) for child in part.children(index)]
             if self.tag in _READ_WHOLE:
                 for child in found:
-                    child.values = child.abbreviation.decode(part.data, part.content[child._index])[0]
+                    child.values = part.values(child._index)
                     child.unit = self.unit
         elif name == "alias":
             alias = part.alias.get(index)
@@ -114,12 +114,15 @@ class _Part:
         self.units = batch.units
         self.data = batch.units[0].data
         self.alias = alike.alias
-        self.start, self.content, self.shape, self.unit = (
-            column.data for column in (batch.start, batch.content, batch.shape, batch.unit)
-        )
+        self.start, self.shape, self.unit = (column.data for column in (batch.start, batch.shape, batch.unit))
         self.parent, self.target, self.number = (column.data for column in (batch.parent, alike.target, alike.number))
         self._children = np.argsort(batch.parent, kind="stable").astype(np.int32)
         self._ascending = batch.parent[self._children].data
+
+    def values(self, index: int) -> Values:
+        at = self.start[index]
+        content = at + (1 if self.data[at] < 0x80 else 2)
+        return self.abbreviations[self.shape[index]].decode(self.data, content)[0]
 
     def at(self, offset: int) -> int:
         """Index of the entry that begins at an offset, -1 if none does."""

@@ -19,7 +19,7 @@ from hotupgrade.binary.debug.layout import Layout
 from hotupgrade.binary.debug.units import MAX_DEPTH, Unit
 from hotupgrade.binary.model import I32, I64, Flags
 
-BATCH = 100_000  # entries to be looked at together: what bounds memory
+BATCH = 40_000  # entries to be looked at together: what bounds memory
 MAX_TOGETHER = 8_000_000  # entries of a file: all of them are held, in little space
 MAX_CODE = 1 << 14  # of an abbreviation: two bytes
 
@@ -33,11 +33,15 @@ class Batch:
     """The entries that are looked at of some units, in their order.  Entries go by their index in the arrays."""
 
     units: Sequence[Unit]
-    start: I64  # offset in the section
-    content: I64  # offset of what follows the code of the abbreviation
+    start: I32  # offset in the section
     shape: I32  # number of the abbreviation
     parent: I32  # -1 for the units' own entries
     unit: I32  # index into ``units``
+
+    def content(self) -> I64:
+        """Offset of what follows the code of the abbreviation, which takes one byte or two."""
+        data = np.frombuffer(self.units[0].data, np.uint8)
+        return self.start.astype(np.int64) + 1 + (data[self.start] >= 0x80)
 
 
 class _Hop(NamedTuple):
@@ -181,7 +185,7 @@ def _batch(units: list[Unit], starts: list[npt.NDArray[np.int64]], opens: Flags,
     start = np.concatenate(starts)
     sizes = [len(each) for each in starts]
     unit = np.repeat(np.arange(len(units), dtype=np.int32), sizes)
-    shape, width = _shapes(units, unit, start)
+    shape = _shapes(units, unit, start)
     ends = shape < 0
     down = np.where(ends, -1, opens[shape].astype(np.int64))
     after = np.cumsum(down)
@@ -195,26 +199,22 @@ def _batch(units: list[Unit], starts: list[npt.NDArray[np.int64]], opens: Flags,
     parent = np.where(parent >= 0, index[parent], -1)[kept]
     return Batch(
         units=units,
-        start=start[kept],
-        content=(start + width)[kept],
+        start=start[kept].astype(np.int32),
         shape=shape[kept],
         parent=parent.astype(np.int32),
         unit=unit[kept],
     )
 
 
-def _shapes(units: Sequence[Unit], unit: I32, start: I64) -> tuple[I32, I64]:
-    """(number of the abbreviation, -1 for the end of children; bytes of its code) of entries."""
+def _shapes(units: Sequence[Unit], unit: I32, start: I64) -> I32:
+    """Number of the abbreviation of entries, -1 for the end of children."""
     data = np.frombuffer(units[0].data, np.uint8)
     code = data[start].astype(np.int64)
-    width = np.ones(len(start), np.int64)
     long = np.flatnonzero(code >= 0x80)
-    if len(long):
-        second = data[start[long] + 1].astype(np.int64)
-        if (second >= 0x80).any():
-            raise Unclear
-        code[long] = code[long] & 0x7F | second << 7
-        width[long] = 2
+    second = data[start[long] + 1].astype(np.int64)
+    if (second >= 0x80).any():
+        raise Unclear
+    code[long] = code[long] & 0x7F | second << 7
     tables = [each.units.tables.at(each.table, each.offset_size) for each in units]
     longest = [max(table, default=0) + 1 for table in tables]
     if max(longest) > MAX_CODE:
@@ -224,7 +224,7 @@ def _shapes(units: Sequence[Unit], unit: I32, start: I64) -> tuple[I32, I64]:
     for begin, table in zip(first.tolist(), tables, strict=True):
         at = np.fromiter(table, np.int64, len(table)) + begin
         numbers[at] = np.fromiter((each.number for each in table.values()), np.int32, len(table))
-    return numbers[first[unit] + code], width
+    return numbers[first[unit] + code]
 
 
 def _parents(depth: I64, ends: Flags, wanted: Flags) -> tuple[I32, Flags]:
