@@ -13,6 +13,7 @@ from elftools.elf.elffile import ELFFile
 
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.cache import Cache, load_build
+from hotupgrade.binary.debug import read
 from hotupgrade.binary.debug.model import Debug, Definition
 from unit.conftest import Compiler
 
@@ -86,6 +87,11 @@ int work(struct everything *e, int n, ...)
     return helper(e, e->colour) + once + n + (head.next == current) + FLAG_B + ALONE;
 }
 """
+
+
+@pytest.fixture(autouse=True, params=[0, 1 << 62], ids=["condensed", "one by one"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "CONDENSED_FROM", request.param)
 
 
 @pytest.fixture(params=FORMS)

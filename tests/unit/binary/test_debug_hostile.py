@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.debug import abbreviations, sections, units
+from hotupgrade.binary.debug import abbreviations, read, sections, units
 from hotupgrade.binary.debug.model import Debug, checked
 from hotupgrade.binary.debug.read import read_debug
 from hotupgrade.binary.model import Section
@@ -20,6 +20,12 @@ from unit.conftest import Compiler
 
 SECONDS = 5.0
 KINDS = ("dwarf5", "dwarf4", "type units of 4", "lto")
+
+
+@pytest.fixture(autouse=True)
+def condensed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small these are, they are read in both ways."""
+    monkeypatch.setattr(read, "CONDENSED_FROM", 0)
 
 
 @pytest.fixture(scope="module")

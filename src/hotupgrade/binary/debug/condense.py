@@ -23,7 +23,6 @@ from hotupgrade.binary.debug.survey import Unclear, survey
 from hotupgrade.binary.debug.units import Entry, Unit, Units
 from hotupgrade.binary.model import I64
 
-
 _READ_WHOLE = (Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION)  # whose children are all looked at
 
 

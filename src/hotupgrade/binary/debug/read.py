@@ -32,6 +32,7 @@ STUMBLES = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowE
 _LOOKED_AT = frozenset(
     (Tag.VARIABLE, Tag.SUBPROGRAM, Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION, Tag.TYPEDEF)
 )
+CONDENSED_FROM = 1 << 18  # bytes of entries from which on it pays to look which say the same
 _TOP = (Tag.COMPILE_UNIT, Tag.PARTIAL_UNIT)
 _LITERALS = {Op.ADDR: 8, Op.CONST4U: 4, Op.CONST8U: 8}  # bytes that follow
 _TLS_OPERATIONS = (Op.FORM_TLS_ADDRESS, Op.GNU_PUSH_TLS_ADDRESS)
@@ -47,18 +48,21 @@ def read_debug(data: bytes, sections: Mapping[str, Section], supplement: Supplem
         if not contents.info:
             return Debug(missing="it has no debug information")
         units = Units(contents, (), None if supplement is None else Sections(*supplement))
-        try:
-            return _Reader(units).read_condensed()
-        except (Unclear, Unusable, *STUMBLES):
-            units.release()  # one after the other, then: that tells what is wrong, if anything is
-        return _Reader(units).read()
+        if len(contents.info) >= CONDENSED_FROM:
+            try:
+                return Reader(units).read_condensed()
+            except (Unclear, Unusable, *STUMBLES):
+                units.release()  # one after the other, then: that tells what is wrong, if anything is
+        return Reader(units).read()
     except Unusable as error:
         return Debug(missing=str(error))
     except STUMBLES as error:
         return Debug(missing=str(Corrupt(type(error).__name__)))
 
 
-class _Reader:
+class Reader:
+    """Collects what the units of a file say, in one of two ways that give the same."""
+
     def __init__(self, units: Units) -> None:
         self._units = units
         self._files: dict[str, int] = {}
