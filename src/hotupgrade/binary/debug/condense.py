@@ -20,7 +20,7 @@ from hotupgrade.binary.debug.describe import prototype
 from hotupgrade.binary.debug.layout import layout_of
 from hotupgrade.binary.debug.numbering import distinct
 from hotupgrade.binary.debug.survey import Unclear, survey
-from hotupgrade.binary.debug.units import Entry, Unit, Units
+from hotupgrade.binary.debug.units import PARAMETERS, Entry, Unit, Units
 from hotupgrade.binary.model import I64
 
 _READ_WHOLE = (Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION)  # whose children are all looked at
@@ -43,6 +43,10 @@ class _LazyEntry(Entry):
         number = self._part.number[self._index]
         if number:
             self._part.texts[number] = text
+
+    def parameters(self) -> Sequence[Entry]:
+        part = self._part
+        return [_LazyEntry(part, index) for index in part.children(self._index) if part.is_parameter[part.shape[index]]]
 
     def type_text(self) -> str | None:
         part = self._part
@@ -109,6 +113,7 @@ class _Part:
         batch = alike.batch
         self.alike = alike
         self.abbreviations = abbreviations
+        self.is_parameter = [each.tag in PARAMETERS for each in abbreviations]
         self.texts = texts
         self.units = batch.units
         self.data = batch.units[0].data

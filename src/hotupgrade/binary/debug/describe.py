@@ -115,12 +115,7 @@ def prototype(entry: Entry) -> str:
 
 
 def _prototype(entry: Entry) -> str:
-    parameters = []
-    for child in entry.children:
-        if child.tag == Tag.PARAMETER:
-            parameters.append(type_of(child))
-        elif child.tag == Tag.UNSPECIFIED_PARAMETERS:
-            parameters.append("...")
+    parameters = [type_of(child) if child.tag == Tag.PARAMETER else "..." for child in entry.parameters()]
     return f"({', '.join(parameters)}) -> {type_of(entry)}"
 
 

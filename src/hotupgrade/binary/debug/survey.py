@@ -19,7 +19,7 @@ from hotupgrade.binary.debug.layout import Layout
 from hotupgrade.binary.debug.units import MAX_DEPTH, Unit
 from hotupgrade.binary.model import I32, I64, Flags
 
-BATCH = 40_000  # entries to be looked at together: what bounds memory
+BATCH = 60_000  # entries to be looked at together: what bounds memory
 MAX_TOGETHER = 8_000_000  # entries of a file: all of them are held, in little space
 MAX_CODE = 1 << 14  # of an abbreviation: two bytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 
 from hotupgrade.binary.debug.abbreviations import (
     SUPPLEMENT_REFERENCES,
@@ -30,6 +30,7 @@ _OWN_REFERENCES = frozenset((Form.REF1, Form.REF2, Form.REF4, Form.REF8, Form.RE
 _OTHER_REFERENCES = SUPPLEMENT_REFERENCES | {Form.REF_ADDR, Form.REF_SIG8}
 _STRING_INDICES = frozenset((Form.STRX, Form.STRX1, Form.STRX2, Form.STRX3, Form.STRX4))
 _ADDRESS_INDICES = frozenset((Form.ADDRX, Form.ADDRX1, Form.ADDRX2, Form.ADDRX3, Form.ADDRX4))
+PARAMETERS = (Tag.PARAMETER, Tag.UNSPECIFIED_PARAMETERS)
 _TYPES = frozenset((Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION))
 
 
@@ -54,6 +55,10 @@ class Entry:
 
     def keep_text(self, text: str) -> None:
         self.text = text
+
+    def parameters(self) -> Sequence[Entry]:
+        """Of a function: its parameters, and what says that there may be more."""
+        return [child for child in self.children if child.tag in PARAMETERS]
 
     def type_text(self) -> str | None:
         """The text of the entry's type, if it is known already."""
