@@ -226,6 +226,11 @@ class Build:
     def _slot_index(self) -> dict[int, int]:
         return {slot.vaddr: index for index, slot in enumerate(self.slots)}
 
+    @cached_property
+    def families(self) -> I32:
+        """Per row: a number shared by a function and its cold parts; -1 for what is no function."""
+        return code.families(self.entities)
+
     # Lazy: what the code says
 
     @property

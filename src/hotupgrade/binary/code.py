@@ -72,7 +72,7 @@ def read_code(build: Build, records: Table | None) -> CodeFacts:
         build,
         plain,
         records,
-        families=_families(build.entities),
+        families=build.families,
         tables=jump_tables,
         labels=[*found.target[~keep & (found.form == Form.LEA)].tolist(), *data_targets(build).tolist()],
         segment_users=found.segment_users,
@@ -142,7 +142,7 @@ def _attribute_jumps_behind(
     row = build.function_spans.find(target[jumps] - 1)
     row = np.where(row >= 0, row, 0)
     end = build.entities.address[row].astype(np.int64) + build.extent[row]
-    family = _families(build.entities)
+    family = build.families
     belongs = (end == target[jumps]) & (family[row] >= 0) & (family[row] == family[function[jumps]])
     at, row = jumps[belongs], row[belongs]
     kind[at], entity[at], addend[at] = TargetKind.ENTITY, row, build.extent[row]
@@ -313,7 +313,7 @@ def find_jump_tables(build: Build, references: References) -> tuple[JumpTable, .
     )
     if not pairs.shape[1]:
         return ()
-    family = _families(build.entities)
+    family = build.families
     edges = _edges(build, references)
     tables = []
     likely = _starts_like_table(build, pairs[0], pairs[1], family)
@@ -362,7 +362,7 @@ def _starts_like_table(build: Build, vaddrs: Addresses, functions: Addresses, fa
     return result
 
 
-def _families(entities: Entities) -> I32:
+def families(entities: Entities) -> I32:
     """A number shared by a function and its cold parts."""
     numbers: dict[str, int] = {}
     family = np.full(len(entities), -1, np.int32)

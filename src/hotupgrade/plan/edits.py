@@ -177,6 +177,8 @@ class _ImageEntries:
 
     def _state(self, row: int, vaddr: int, content: bytes, moving: frozenset[int], extent: int) -> _State:
         original = self._build.read(vaddr, JUMP_SIZE)
+        if content == original and not moving:
+            return _State.ORIGINAL  # nearly all
         target = jump_target(self._image.base + vaddr, content)
         compared = range(JUMP_SIZE if self._index == 0 else min(JUMP_SIZE, extent))
         if any(content[place] != original[place] and place not in moving for place in compared):

@@ -94,9 +94,11 @@ def checked(debug: Debug) -> Debug:
     Raises:
         ValueError: an index leads nowhere.
     """
+    definitions, names = len(debug.definitions), len(debug.files)
     for found in debug.types.values():
         for index, files in found:
-            if not 0 <= index < len(debug.definitions) or not all(0 <= file < len(debug.files) for file in files):
+            good = not files or 0 <= min(files) <= max(files) < names
+            if not 0 <= index < definitions or not good:
                 raise ValueError(index)
     return debug
 
