@@ -110,7 +110,7 @@ def _sorted(
 
 def _operand_table(image: U8, instructions: list[Instruction], rows: list[int]) -> Columns:
     following = np.array([i.next_ip for i in instructions], np.int64)
-    target = np.array([_signed(i.ip_rel_memory_address) for i in instructions], np.int64)
+    target = np.array([i.ip_rel_memory_address for i in instructions], np.uint64).astype(np.int64)
     code = [i.code for i in instructions]
     shape = {c: _shape(image, i) for c, i in dict(zip(code, instructions, strict=True)).items()}
     tail = np.array([shape[c][0] for c in code], np.int64)
@@ -122,8 +122,10 @@ def _operand_table(image: U8, instructions: list[Instruction], rows: list[int]) 
 
 def _branch_table(instructions: list[Instruction], rows: list[int]) -> Columns:
     following = np.array([i.next_ip for i in instructions], np.int64)
-    target = np.array([_signed(i.near_branch_target) for i in instructions], np.int64)
-    form = np.array([_branch_form(i) for i in instructions], np.int64)
+    target = np.array([i.near_branch_target for i in instructions], np.uint64).astype(np.int64)
+    code = [i.code for i in instructions]
+    forms = {c: int(_branch_form(i)) for c, i in dict(zip(code, instructions, strict=True)).items()}
+    form = np.array([forms[c] for c in code], np.int64)
     size = np.where(form == Form.SHORT, 1, 4)
     return following - size, following, form, target, np.array(rows, np.int64), np.zeros(len(rows), np.int64)
 
@@ -131,10 +133,6 @@ def _branch_table(instructions: list[Instruction], rows: list[int]) -> Columns:
 @cache
 def _width(memory_size: int) -> int:
     return MemorySizeInfo(memory_size).size  # type: ignore[arg-type]  # the stub wants a class of its own
-
-
-def _signed(address: int) -> int:
-    return address - (1 << 64) if address >> 63 else address
 
 
 def _branch_form(instruction: Instruction) -> Form:
