@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from hotupgrade.binary.build import Build
-from hotupgrade.binary.debug import read, survey
+from hotupgrade.binary.debug import alike, read, survey
 from hotupgrade.binary.debug.constants import At, Encoding, Form, Op, Tag
 from hotupgrade.binary.debug.model import Debug
 from hotupgrade.binary.debug.read import STUMBLES, Reader
@@ -18,7 +19,7 @@ from hotupgrade.binary.debug.sections import Sections, Unusable
 from hotupgrade.binary.debug.survey import Unclear
 from hotupgrade.binary.debug.units import Units
 from hotupgrade.binary.model import Section
-from unit.binary.dwarf import Die, written
+from unit.binary.dwarf import Die, Writer, leb, written
 from unit.binary.test_debug import CXX, FORMS, TYPES
 from unit.conftest import Compiler
 
@@ -320,3 +321,41 @@ def test_a_type_that_holds_itself_is_unclear() -> None:
     array.attributes.append((At.TYPE, Form.REF4, array))
     with pytest.raises(Unclear):
         condensed(*written([unit("a.c", array)]))
+
+
+def test_many_layers_are_unclear() -> None:
+    layers = [Die(Tag.POINTER)]
+    for _ in range(alike.MAX_LAYERS):
+        layers.append(Die(Tag.POINTER, [(At.TYPE, Form.REF4, layers[-1])]))
+    with pytest.raises(Unclear):
+        condensed(*written([unit("a.c", *layers)]))
+
+
+def test_units_that_share_a_table_of_abbreviations() -> None:
+    """Its size counts once, however many use it."""
+    writer = Writer()
+    writer.add(unit("a.c", *(Die(Tag.VARIABLE, [(0x2300 + number, Form.DATA1, 0)]) for number in range(3000))))
+    for _ in range(3000):
+        writer.info += struct.pack("<IHBBI", 12, 5, 1, 8, 0) + b"\1a\0\0"
+    data, sections = writer.file()
+    begin = time.process_time()
+    assert condensed(data, sections) == plainly(data, sections)
+    assert time.process_time() - begin < 5
+
+
+def test_codes_that_nobody_counted() -> None:
+    writer = Writer()
+    writer.add(unit("a.c"))
+    body = bytes(writer.info[4:12]) + leb(0x3000) + bytes(writer.info[13:])
+    writer.info[:] = struct.pack("<I", len(body)) + body
+    writer.abbreviations[:1] = leb(0x3000)
+    file = writer.file()
+    assert plainly(*file).files == ["a.c"]
+    with pytest.raises(Unclear):
+        condensed(*file)
+
+
+def test_more_abbreviations_than_compilers_need(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "MAX_SHAPES", 10)
+    with pytest.raises(Unclear):
+        condensed(*of(compiler, "-g"))

@@ -24,6 +24,7 @@ from hotupgrade.binary.debug.numbering import Numbering
 from hotupgrade.binary.debug.survey import Batch, Unclear
 from hotupgrade.binary.model import I32, I64, U8, Flags
 
+MAX_LAYERS = 100  # pointers to arrays of functions that return pointers …, without a name on the way
 _KINDS = (Tag.STRUCTURE, Tag.CLASS, Tag.UNION, Tag.ENUMERATION)
 _PLAIN_TYPES = (
     *(Tag.BASE, Tag.UNSPECIFIED_TYPE, Tag.POINTER, Tag.CONST, Tag.VOLATILE, Tag.RESTRICT, Tag.ATOMIC, Tag.TYPEDEF),
@@ -301,15 +302,16 @@ class _Finding:
         rows = np.flatnonzero(named)
         self._number[rows] = self._numbering.rows(_NAMED, self._itself[rows], self._alias[rows])
         left = np.flatnonzero(self._is_type & ~alone & ~named)
-        while len(left):
+        for _ in range(MAX_LAYERS):
+            if not len(left):
+                return
             ready = (self._type_of(left) >= 0) & ~self._waits(left)
             rows = left[ready]
-            if not len(rows):
-                raise Unclear  # a type that holds itself
             self._number[rows] = self._numbering.rows(
                 _TYPE, self._itself[rows], self._type_of(rows), self._contents(rows)
             )
             left = left[~ready]
+        raise Unclear  # maybe a type that holds itself
 
     @cached_property
     def _is_alone(self) -> Flags:

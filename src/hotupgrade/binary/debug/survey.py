@@ -22,6 +22,7 @@ from hotupgrade.binary.model import I32, I64, Flags
 BATCH = 60_000  # entries to be looked at together: what bounds memory
 MAX_TOGETHER = 8_000_000  # entries of a file: all of them are held, in little space
 MAX_CODE = 1 << 14  # of an abbreviation: two bytes
+MAX_SHAPES = 1 << 15  # abbreviations that differ
 
 
 class Unclear(Exception):
@@ -68,15 +69,21 @@ def survey(units: Sequence[Unit], abbreviations: Sequence[Abbreviation], layouts
         Unclear: a unit is not as compilers write it.
         Unusable: it is too large, or time is up.
     """
+    if len(abbreviations) > MAX_SHAPES:
+        raise Unclear
     hops = [_hop(each, layout) for each, layout in zip(abbreviations, layouts, strict=True)]
     opens = np.array([each.children for each in abbreviations], np.bool_)
     wanted = np.array([each.wanted for each in abbreviations], np.bool_)
+    steps: dict[tuple[int, int], _Steps] = {}  # by table: units may share one
     some: list[Unit] = []
     starts: list[npt.NDArray[np.int64]] = []
     held = together = 0
     for unit in units:
         unit.units.sections.check_time()
-        found = _starts(unit, hops)
+        key = unit.table, unit.offset_size
+        if key not in steps:
+            steps[key] = _steps(unit.units.tables.at(*key), hops)
+        found = _starts(unit, *steps[key])
         unit.units.allow(len(found))
         some.append(unit)
         starts.append(np.array(found, np.int64))
@@ -106,12 +113,10 @@ def _hop(abbreviation: Abbreviation, layout: Layout) -> _Hop:
     return _Hop(_ANY, 0, 0, abbreviation)
 
 
-def _starts(unit: Unit, hops: Sequence[_Hop]) -> list[int]:
+def _starts(unit: Unit, steps: Sequence[int], odd: Mapping[int, _Hop]) -> list[int]:
     """Where entries begin, and where rows of children end.  Children of what nobody looks at are passed over, if it
-    says where they end."""
+    says where they end.  ``steps``, ``odd``: see :func:`_steps`."""
     data, at, end = unit.data, unit.first, unit.end
-    table = unit.units.tables.at(unit.table, unit.offset_size)
-    steps, odd = _steps(table, hops)
     starts: list[int] = []
     add, index = starts.append, data.index
     try:
@@ -152,7 +157,10 @@ def _starts(unit: Unit, hops: Sequence[_Hop]) -> list[int]:
     return starts
 
 
-def _steps(table: Mapping[int, Abbreviation], hops: Sequence[_Hop]) -> tuple[list[int], dict[int, _Hop]]:
+_Steps = tuple[list[int], dict[int, _Hop]]
+
+
+def _steps(table: Mapping[int, Abbreviation], hops: Sequence[_Hop]) -> _Steps:
     """By the first byte of an entry: its size, if that tells; and by code, how to get on from all others."""
     steps = [0] * 256
     steps[0] = 1
@@ -215,16 +223,20 @@ def _shapes(units: Sequence[Unit], unit: I32, start: I64) -> I32:
     if (second >= 0x80).any():
         raise Unclear
     code[long] = code[long] & 0x7F | second << 7
-    tables = [each.units.tables.at(each.table, each.offset_size) for each in units]
-    longest = [max(table, default=0) + 1 for table in tables]
-    if max(longest) > MAX_CODE:
-        raise Unclear
-    numbers = np.full(sum(longest), -1, np.int32)
-    first = np.cumsum([0, *longest[:-1]])
-    for begin, table in zip(first.tolist(), tables, strict=True):
-        at = np.fromiter(table, np.int64, len(table)) + begin
-        numbers[at] = np.fromiter((each.number for each in table.values()), np.int32, len(table))
-    return numbers[first[unit] + code]
+    tables = {(each.table, each.offset_size): each.units.tables.at(each.table, each.offset_size) for each in units}
+    first: dict[tuple[int, int], int] = {}
+    blocks, at = [], 0
+    for key, table in tables.items():
+        highest = max(table, default=0)
+        if highest > min(MAX_CODE, 4 * len(table) + 64):  # compilers count them
+            raise Unclear
+        block = np.full(highest + 1, -1, np.int32)
+        block[list(table)] = [each.number for each in table.values()]
+        first[key], at = at, at + len(block)
+        blocks.append(block)
+    begin = np.array([first[each.table, each.offset_size] for each in units], np.int64)
+    found: I32 = np.concatenate(blocks)[begin[unit] + code]
+    return found
 
 
 def _parents(depth: I64, ends: Flags, wanted: Flags) -> tuple[I32, Flags]:
