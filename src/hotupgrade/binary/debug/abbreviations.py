@@ -199,6 +199,12 @@ class Abbreviation:
 
     def decode(self, data: bytes, at: int) -> tuple[Values, int]:
         """The wanted values, and where the entry ends."""
+        if self.only_run is not None:  # the usual case
+            unpack, names, size = self.only_run
+            values = dict(zip(names, unpack(data, at)))  # noqa: B905  as many as the format says
+            if self.constants:
+                values |= self.constants
+            return values, at + size
         values = self.constants.copy()
         for step in self.steps:
             if isinstance(step, Run):
