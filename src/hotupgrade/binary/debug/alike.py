@@ -164,7 +164,6 @@ class _Finding:
     def __init__(self, batch: Batch, shapes: Shapes, numbering: Numbering, texts: dict[bytes, int]) -> None:
         self._batch, self._shapes, self._numbering, self._texts = batch, shapes, numbering, texts
         self._columns = Columns(batch, shapes.layouts)
-        self._data: U8 = np.frombuffer(batch.units[0].data, np.uint8)
         self._tag = shapes.tag[batch.shape]
         self._top = batch.parent >= 0
         self._top[self._top] = batch.parent[batch.parent[self._top]] < 0  # in no other than the unit's own entry
