@@ -168,7 +168,8 @@ class _Finding:
         self._top = batch.parent >= 0
         self._top[self._top] = batch.parent[batch.parent[self._top]] < 0  # in no other than the unit's own entry
         self._by_parent = np.argsort(batch.parent, kind="stable")
-        self._parents = batch.parent[self._by_parent]
+        # Where the children of each entry begin in that.
+        self._first_child = np.searchsorted(batch.parent[self._by_parent], np.arange(len(batch.parent) + 1))
         if not (self._tag[batch.parent < 0] == Tag.COMPILE_UNIT).all():
             raise Unclear
         self._target = self._targets()
@@ -319,8 +320,8 @@ class _Finding:
 
     def _children(self, rows: Rows) -> tuple[Rows, Rows]:
         """(children, index of the parent in ``rows``) of entries, by parent; ``rows`` ascend."""
-        low, high = np.searchsorted(self._parents, rows), np.searchsorted(self._parents, rows, side="right")
-        lengths = high - low
+        low = self._first_child[rows]
+        lengths = self._first_child[rows + 1] - low
         owner = np.repeat(np.arange(len(rows)), lengths)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         children = self._by_parent[low[owner] + within]

@@ -72,11 +72,11 @@ def distinct(columns: Sequence[I64]) -> tuple[I64, I64]:
     for column in columns:
         mixed = (mixed + column.astype(np.uint64)) * np.uint64(_MULTIPLIER)
         mixed ^= mixed >> np.uint64(29)
-    order = np.argsort(mixed, kind="stable")
+    order = np.argsort(mixed)
     ascending = mixed[order]
     begins = np.ones(len(order), np.bool_)
     begins[1:] = ascending[1:] != ascending[:-1]
-    first = order[begins]
+    first = np.minimum.reduceat(order, np.flatnonzero(begins)) if len(order) else order
     inverse = np.empty(len(order), np.int64)
     inverse[order] = np.cumsum(begins) - 1
     # That the mixtures are equal proves nothing.
