@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare.cores import aside
 from hotupgrade.vswitch.namespaces import Namespace, private_namespace
 from hotupgrade.vswitch.processes import DIE_WITH_US, in_network_of
 from hotupgrade.vswitch.switch import Switch, SwitchOptions
@@ -54,7 +55,7 @@ class Host:
         """Start a command there that ends with us; what it says goes to ``output``."""
         with output.open("wb") as file:
             return subprocess.Popen(
-                [*DIE_WITH_US, *in_network_of(self.namespace.pid), *words],
+                [*DIE_WITH_US, *aside(), *in_network_of(self.namespace.pid), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

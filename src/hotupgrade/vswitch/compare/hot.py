@@ -19,6 +19,7 @@ from hotupgrade.upgrade.perform import Settings
 from hotupgrade.upgrade.perform import upgrade as perform
 from hotupgrade.upgrade.rollback import rollback
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare.cores import others
 from hotupgrade.vswitch.cores import own_cores_kept
 from hotupgrade.vswitch.demo import LIBRARIES
 from hotupgrade.vswitch.switch import Switch
@@ -52,11 +53,19 @@ def roll_back(switch: Switch) -> Document:
 def _patiently(action: Callable[[], Document]) -> Document:
     """The document; what is not possible now is tried again, since nothing has happened: ``tries`` is how often."""
     for attempt in range(1, _TRIES):
-        with suppress(NotNow), own_cores_kept():
+        with suppress(NotNow), _aside():
             return action() | {"tries": attempt}
         time.sleep(_PAUSE_S)
-    with own_cores_kept():
+    with _aside():
         return action() | {"tries": _TRIES}
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """This process keeps off the cores of those that poll."""
+    with own_cores_kept():
+        os.sched_setaffinity(0, others())
+        yield
 
 
 @contextmanager

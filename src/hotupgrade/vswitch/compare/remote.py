@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hotupgrade.errors import NotNow, Reason
+from hotupgrade.vswitch.compare.cores import aside
 from hotupgrade.vswitch.compare.hosts import Host
 from hotupgrade.vswitch.processes import DIE_WITH_US, end, in_network_of
 
@@ -51,7 +52,8 @@ class Remote:
 @contextmanager
 def remote(host: Host, name: str) -> Iterator[Remote]:
     """The program of that name, in the namespace of ``host``; it ends with the context."""
-    words = [*DIE_WITH_US, *in_network_of(host.namespace.pid), sys.executable, "-m", f"{_PROGRAMS}.{name}"]
+    place = in_network_of(host.namespace.pid)
+    words = [*DIE_WITH_US, *aside(), *place, sys.executable, "-m", f"{_PROGRAMS}.{name}"]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     try:
         yield Remote(name, process)
