@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def median(values: Sequence[float]) -> float:
-    return percentile(values, 0.5)
+    return float(statistics.median(values))
 
 
 def spread(values: Sequence[float]) -> Document:
