@@ -26,7 +26,7 @@ CAPTURE_BUFFER_KIB = 65_536
 #: Pauses that are made on purpose, in ms, and how exactly they must be found again, as a part and in ms.
 PAUSES_MS = (1.0, 2.0, 5.0, 10.0)
 TOO_SHORT = 0.9
-_START_S = 10.0
+_START_S = 30.0
 
 
 @dataclass
