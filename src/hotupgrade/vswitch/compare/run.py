@@ -145,6 +145,7 @@ def summary(rows: Sequence[Document]) -> Document:
     tools = [row["tool"] for row in rows if row["tool"] is not None]
     return {
         "break_ms": _spread([item["break_ms"] for item in traffic]),
+        "control_ms": _spread([item["control_ms"] for item in traffic]),
         "lost": _spread([item["lost"] for item in traffic]),
         "loss_ms": _spread([item["loss_ms"] for item in traffic]),
         "inside_us": _spread(inside) if inside else None,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 Document = dict[str, Any]
-TRAFFIC = ("way", "runs", "break, ms", "packets lost", "lost ÷ rate, ms", "inside, µs")
+TRAFFIC = ("way", "runs", "break, ms", "just before, ms", "packets lost", "lost ÷ rate, ms", "inside, µs")
 COSTS = ("way", "command, s", "way back, s", "memory, MiB", "hugepages, MiB", "cores", "the tool's own", "not kept")
 #: Facts that not everything that forwards has, beside those that all have.
 STATE = ("OpenFlow flows", "megaflows", "tracked connections", "packets counted by flows", "controller connection")
@@ -18,12 +18,15 @@ Cells = tuple[str, ...]
 
 
 def traffic(document: Document) -> Iterator[Cells]:
-    """Cells in the order of :data:`TRAFFIC`; "median / 99th percentile / maximum" where there are several numbers."""
+    """Cells in the order of :data:`TRAFFIC`; "median / 99th percentile / maximum" where there are several numbers.
+
+    "Just before": the break in half a second without an event, in the same runs."""
     for way in document["ways"]:
         yield (
             way["title"],
             str(len(way["runs"])),
             _three(way["break_ms"], 2),
+            _three(way["control_ms"], 2),
             _three(way["lost"], 0),
             _three(way["loss_ms"], 2),
             _three(way["inside_us"], 1) if way["inside_us"] else "",

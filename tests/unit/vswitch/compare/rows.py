@@ -7,7 +7,7 @@ from typing import Any
 
 def row(break_ms: float = 1.0, lost: int = 0) -> dict[str, Any]:
     return {
-        "traffic": {"break_ms": break_ms, "lost": lost, "loss_ms": lost / 10},
+        "traffic": {"break_ms": break_ms, "lost": lost, "loss_ms": lost / 10, "control_ms": 0.5},
         "series": {"span_ms": 10, "begin_ms": -10, "delay_ms": [0.1, None, 5.0], "lost": [0, 10, 1]},
         "command_s": 2.0,
         "back_s": 1.0,

@@ -70,6 +70,23 @@ def test_nothing_comes_any_more() -> None:
     assert (never.lost, never.break_ms) == (2000, pytest.approx(200))
 
 
+def test_what_the_machine_did_before_is_told_from_the_event() -> None:
+    """Half a second that ends a tenth of a second before the event; here 1,000 of 20,000 packets were lost in it."""
+    sent = stream(20_000)
+    at = 10_000
+    for first, counts in ((5000, True), (9000, False), (3000, False), (11_000, False)):  # a stretch of 1,000 each
+        received = passed(sent, (sent.number < first) | (sent.number >= first + 1000))
+        found = measure(sent, received, BEGIN + SPACING * at)
+        assert found.control_lost == (1000 if counts else 0)
+        assert found.control_ms == pytest.approx(100.02 if counts else 0.02)
+    assert found.lost == 1000
+
+
+def test_without_a_time_before_there_is_no_control() -> None:
+    found = measure(stream(), passed(stream(), stream().number >= 0), BEGIN)
+    assert (found.control_ms, found.control_lost) == (0, 0)
+
+
 def test_a_sender_that_pauses_is_no_break() -> None:
     sent = stream()
     late = Seen(sent.number, sent.at_ns + np.where(sent.number >= 1000, 80_000_000, 0))

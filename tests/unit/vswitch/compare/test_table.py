@@ -33,7 +33,15 @@ def test_every_way_has_its_cells() -> None:
     ):
         assert {len(line) for line in cells(found)} == {len(head)}
     (_, hot) = table.traffic(found)
-    assert hot == ("Hot", "2", "2.50 / 2.50 / 2.50", "30 / 30 / 30", "3.00 / 3.00 / 3.00", "20.5 / 20.5 / 20.5")
+    assert hot == (
+        "Hot",
+        "2",
+        "2.50 / 2.50 / 2.50",
+        "0.50 / 0.50 / 0.50",
+        "30 / 30 / 30",
+        "3.00 / 3.00 / 3.00",
+        "20.5 / 20.5 / 20.5",
+    )
     (control, hot) = table.costs(found)
     assert hot == ("Hot", "2.0", "1.0", "+4.0", "+2", "+1", "1 MiB, 0.5 s of a core", "nothing")
     assert control[6] == ""
