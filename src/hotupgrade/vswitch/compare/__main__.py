@@ -30,6 +30,8 @@ RUNS = {"ways": 20, "applications": 5, "growth": 20, "distribution": 200}
 QUICK = {"ways": 2, "applications": 1, "growth": 3, "distribution": 5}
 QUICK_MOST = 1_000  # of whatever grows
 QUICK_FLOWS = (0,)
+_RUNS_WORDS = ", ".join(f"{part} {runs}" for part, runs in RUNS.items())
+_FLOWS_WORDS = ", ".join(map(str, FLOWS))
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,13 @@ class Session:
 @click.option("--old", default="vulnerable", show_default=True, help="The build that runs.")
 @click.option("--new", default="fixed", show_default=True, help="The build to be brought in.")
 @click.option("--loops", help="A build in which threads' own loops changed too; without it that way is left out.")
-@click.option("--runs", type=click.IntRange(1), help=f"Runs of each way, or point.  [default: {RUNS}]")
+@click.option("--runs", type=click.IntRange(1), help=f"Runs of each way, or point.  [default: {_RUNS_WORDS}]")
 @click.option("--pps", type=click.IntRange(100, 100_000), default=10_000, show_default=True, help="Packets per second.")
 @click.option(
-    "--flows", multiple=True, type=click.IntRange(0, 1_000_000), help=f"Further OpenFlow flows.  [default: {FLOWS}]"
+    "--flows",
+    multiple=True,
+    type=click.IntRange(0, 1_000_000),
+    help=f"Further flows.  [default: {_FLOWS_WORDS}]",
 )
 @click.option("--only", multiple=True, type=click.Choice([way.key for way in ALL_WAYS]), help="Only these ways.")
 @click.option(
