@@ -22,7 +22,7 @@ from hotupgrade.vswitch.compare.cells import failed, joined
 from hotupgrade.vswitch.compare.loads import CONNECTIONS, ENOUGH, FLOWS, PORTS, Load
 from hotupgrade.vswitch.compare.needs import program
 from hotupgrade.vswitch.compare.network import Network, network
-from hotupgrade.vswitch.compare.spread import ratio, spread
+from hotupgrade.vswitch.compare.spread import median, ratio, spread
 from hotupgrade.vswitch.compare.ways import look
 from hotupgrade.vswitch.switch import Switch, SwitchOptions
 
@@ -205,6 +205,7 @@ HEADS = (
     "loaded, µs",
     "ratio",
     "within 10 %",
+    "preempted, µs",
     "without preemptions: n",
     "loaded, µs",
     "roll-back, ratio",
@@ -224,7 +225,14 @@ def _row(point: Document) -> list[str]:
     count, both = str(up["loaded"]["count"]), [_two(up[name]) for name in ("empty", "loaded")]
     rest = up["undisturbed"]
     alone = [str(rest["count"]), _two(rest)] if rest else ["0", ""]
-    return [wanted, f"{point['there']:,}", count, *both, _interval(up), holds(up), *alone, _interval(back)]
+    taken = _preempted(point["runs"])
+    return [wanted, f"{point['there']:,}", count, *both, _interval(up), holds(up), taken, *alone, _interval(back)]
+
+
+def _preempted(rows: Sequence[Document]) -> str:
+    """The median of what was taken of the loaded switch's breaks."""
+    values = [row["preempted_us"] for row in rows if row["switch"] == "loaded" and row["kind"] == "upgrade"]
+    return "not known" if None in values else f"{median(values):.1f}"
 
 
 def holds(found: Document) -> str:

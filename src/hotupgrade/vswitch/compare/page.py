@@ -51,8 +51,9 @@ _GROWTH = """\
 Two switches run, one that holds what the first column says and an empty one; in each turn both are upgraded and rolled
 back, while the other stands still. Break: of the polling thread, by its own clock, µs, median / 99th percentile. Ratio:
 of the medians, loaded to empty, with its 95 % interval (bootstrap). Promised is that it is no longer by more than 10 %.
-Without preemptions: those upgrades of the loaded switch in which, by the kernel's records, nobody else had the
-processor of a polling thread or of the thread that leads the stop. "There" is the switch's own count, before and at the
+Preempted: for how long meanwhile, by the kernel's records, somebody else had the processor of a polling thread of the
+loaded switch, in the median; without preemptions: those upgrades in which nobody had, nor that of the thread that leads
+the stop. "There" is the switch's own count, before and at the
 end: a packet was sent for each megaflow and each connection, and both switches are told to keep what is idle
 (`max-idle`, `flow-limit`, `max-revalidator`, a time-out policy).
 """

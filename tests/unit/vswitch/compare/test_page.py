@@ -41,7 +41,7 @@ def test_only_what_was_run_is_there() -> None:
     assert "`hotupgrade compare --part ways`" in text
     assert "| Hot upgrade | 2 | 995 (990 to 1,000) |" in text
     assert "not possible: it / broke |" in text
-    assert "| 100,000 | 100,001 | 1 | 20.0 / 20.0 | 30.0 / 30.0 | × 1.50 (1.50 to 1.50) | no | 0 |  |" in text
+    assert "| 100,000 | 100,001 | 1 | 20.0 / 20.0 | 30.0 / 30.0 | × 1.50 (1.50 to 1.50) | no | 1.0 | 0 |  |" in text
     assert "| hot upgrade | 812.5 | 203.1 | 203.1 | 203.1 | 203.1 | 790.0 | not known | 2 | 4000 |" in text
     assert "1.23 % of the polling thread's core, in 4,321 preemptions; 0.50 % of 1,000 spans" in text
     assert all(line.count("|") == text.splitlines()[index - 1].count("|") for index, line in lines_of_tables(text))
