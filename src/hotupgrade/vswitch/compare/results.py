@@ -1,6 +1,6 @@
 """The result document of the comparison: what several invocations have found, put together.
 
-``{"version": 2, "parts": {PART: {KEY: ENTRY}}}``: what was measured of the part "ways" goes by the number of flows, of
+``{"version": 3, "parts": {PART: {KEY: ENTRY}}}``: what was measured of the part "ways" goes by the number of flows, of
 "applications" by application, of "growth" by what grows, and of "distribution" there is one.  An entry has the
 ``result`` and what it was measured on, when, how long that took, and by which command.  Measuring anew takes the place
 of what was there.
@@ -16,7 +16,7 @@ from typing import Any
 from hotupgrade.errors import UsageError
 
 Document = dict[str, Any]
-VERSION = 2
+VERSION = 3
 PARTS = ("ways", "applications", "growth", "distribution")
 
 

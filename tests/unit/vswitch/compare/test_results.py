@@ -33,7 +33,7 @@ def test_merging_leaves_what_it_was_given(tmp_path: Path) -> None:
     assert first["parts"] == {"ways": {"0": 1}}
 
 
-@pytest.mark.parametrize("version", [1, results.VERSION])
+@pytest.mark.parametrize("version", [1, 2, results.VERSION])
 def test_a_document_of_an_earlier_version_is_begun_anew(tmp_path: Path, version: int) -> None:
     file = tmp_path / "results.json"
     file.write_text(json.dumps({"version": version, "ways": []}))
