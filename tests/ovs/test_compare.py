@@ -132,7 +132,7 @@ def test_two_main_processes(vulnerable: SwitchBuild, fixed: SwitchBuild) -> None
         assert not kept[fact], fact
     assert (before.polling, peak["polling"], after.polling) == (1, 2, 1)
     assert peak["hugepages_kb"] == 2 * before.hugepages_kb == 2 * after.hugepages_kb > 0
-    assert peak["private_kb"] > 1.5 * before.private_kb
+    assert peak["private_kb"] > before.private_kb + 10 * 1024, "what a switch that has just started has for itself"
 
 
 @pytest.mark.full

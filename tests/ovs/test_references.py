@@ -17,7 +17,7 @@ def _cases() -> Iterator[object]:
         yield pytest.param(subject, id=subject.name, marks=marks)
 
 
-@pytest.mark.parametrize("subject", _cases())
+@pytest.mark.parametrize("subject", list(_cases()))
 def test_references(subject: Subject, tmp_path: Path) -> None:
     tally = check(subject.make(tmp_path))
     assert tally.faults() == []
