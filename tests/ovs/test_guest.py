@@ -50,8 +50,9 @@ def test_other_shapes(fixed: SwitchBuild, queues: int, null_ports: int, cores: i
         guest.circulate()
         # Where two threads and the guest share a core, they take turns of milliseconds.
         guest.wait_for(20_000, seconds=90)
-        pmds = switch.pmd_statistics()
-        assert [pmd.packets > 1000 for pmd in pmds] == [True] * cores, pmds
+        assert len(switch.pmd_statistics()) == cores
+        # One may have had its core all the while, and the other, which shares the guest's, not a turn yet.
+        wait_until(lambda: all(pmd.packets > 1000 for pmd in switch.pmd_statistics()), 90, "each thread to get packets")
         # Of first packets the switch drops those whose upcall fails, as beside another thread's; it counts them.
         tally = guest.collect()
         assert tally.launched - tally.collected == tally.lost
