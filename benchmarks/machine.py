@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import hotupgrade
+from hotupgrade.vswitch.machine import field
 
 
 def describe() -> dict[str, Any]:
     return {
-        "processor": _field("/proc/cpuinfo", "model name"),
-        "hypervisor": "hypervisor" in _field("/proc/cpuinfo", "flags").split(),
+        "processor": field("/proc/cpuinfo", "model name"),
+        "hypervisor": "hypervisor" in field("/proc/cpuinfo", "flags").split(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_kb": int(_field("/proc/meminfo", "MemTotal").split()[0]),
+        "memory_kb": int(field("/proc/meminfo", "MemTotal").split()[0]),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "compiler": _first_line("gcc", "--version"),
@@ -30,14 +31,6 @@ def stolen_and_busy() -> tuple[int, int]:
     words = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     ticks = [int(word) for word in words]
     return ticks[7], sum(ticks[:3]) + sum(ticks[5:8])
-
-
-def _field(path: str, name: str) -> str:
-    for line in Path(path).read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return ""
 
 
 def _first_line(*command: str) -> str:

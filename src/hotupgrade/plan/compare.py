@@ -19,12 +19,10 @@ from hotupgrade.plan.meaning import Meaning
 from hotupgrade.plan.migrations import migrated_pairs
 from hotupgrade.plan.model import Comparison
 from hotupgrade.plan.padding import is_between_functions
-from hotupgrade.plan.pieces import is_piece
+from hotupgrade.plan.pieces import TRANSFERS, is_piece
 from hotupgrade.plan.scopes import scopes_of
 from hotupgrade.plan.shape import Indices, ReferencePairs, Shapes, equal_shapes, paired_references, shapes_of
 from hotupgrade.plan.structure import match_structure
-
-_JUMPS = (Form.CALL, Form.JUMP, Form.BRANCH, Form.SHORT)
 
 
 def compare(
@@ -161,7 +159,7 @@ def _equal_references(meaning: Meaning, old_shapes: Shapes, new_shapes: Shapes, 
         if old.form[pairs.old[i]] in (Form.LEA, Form.MEMORY) and meaning.are_in_code(*places):
             equal[i] = meaning.same_constants_in_code(*places, int(old_shapes.access[pairs.old[i]]))
             continue
-        if old.form[pairs.old[i]] in _JUMPS and _are_between_functions(meaning, *places):
+        if old.form[pairs.old[i]] in TRANSFERS and _are_between_functions(meaning, *places):
             equal[i] = ours[i] == theirs[i]
             continue
         # What lies behind the end of an object is no matter; elsewhere it may be a constant that changed.

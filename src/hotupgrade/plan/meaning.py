@@ -14,9 +14,10 @@ from hotupgrade.binary.bare.functions import frame_ranges
 from hotupgrade.binary.build import Build
 from hotupgrade.binary.code import JumpTable
 from hotupgrade.binary.elf import SHF_EXECINSTR, SHF_WRITE
-from hotupgrade.binary.model import I64, U8, Flags, Form, Kind, Slot
+from hotupgrade.binary.model import I64, U8, Flags, Kind, Slot
 from hotupgrade.binary.relocations import Relocation, relocation_target
 from hotupgrade.plan.match import Match
+from hotupgrade.plan.pieces import TRANSFERS
 
 RESERVED_SLOTS = 3  # .got.plt begins with words for the loader
 MAX_DEPTH = 4  # data that point to data that point to data: beyond this, call it different
@@ -394,7 +395,7 @@ class Meaning:
 
 def _entered(build: Build) -> list[int]:
     references = build.references
-    jumps = np.isin(references.form, (Form.CALL, Form.JUMP, Form.BRANCH, Form.SHORT))
+    jumps = np.isin(references.form, TRANSFERS)
     return sorted({*references.target[jumps].tolist(), *(first for first, _ in frame_ranges(build))})
 
 

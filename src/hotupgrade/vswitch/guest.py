@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
 
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.vswitch.hugepages import hugepages
 from hotupgrade.vswitch.processes import wait_until
+from hotupgrade.vswitch.started import Started
 from hotupgrade.vswitch.switch import HUGEPAGES_BESIDE_MEMORY, Switch
 from hotupgrade.vswitch.testpmd import PROGRAM, Testpmd
 
@@ -136,7 +136,7 @@ def rules(options: GuestOptions, one: int, other: int) -> tuple[str, ...]:
     )
 
 
-class Guest:
+class Guest(Started):
     """A running dpdk-testpmd: a context manager, gone with everything that it took when the context is left.
 
     Its first port is at the first of ``ports`` of the switch: vhost-user ports, which count from 1.  Start it from a
@@ -150,18 +150,6 @@ class Guest:
         self._resources = ExitStack()
         self._testpmd: Testpmd | None = None
         self._begin: tuple[GuestPort, ...] = ()
-
-    def __enter__(self) -> Self:
-        self.options.check()
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def pid(self) -> int:
@@ -235,6 +223,7 @@ class Guest:
         self._testpmd = None
 
     def _start(self) -> None:
+        self.options.check()
         memory = self.options.memory(len(self.switch_ports))
         self._resources.enter_context(hugepages(memory + HUGEPAGES_BESIDE_MEMORY))
         for port in self.switch_ports:

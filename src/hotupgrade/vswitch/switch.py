@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.flows import Flow, PortCounters, parse_flows, parse_ports
 from hotupgrade.vswitch.hugepages import hugepages
 from hotupgrade.vswitch.processes import end, owner, owner_is_gone, spawn, start_time, wait_until
+from hotupgrade.vswitch.started import Started
 from hotupgrade.vswitch.statistics import (
     Datapath,
     PmdStatistics,
@@ -89,7 +89,7 @@ class SwitchOptions:
         return self.ports + port
 
 
-class Switch:
+class Switch(Started):
     """A running switch.  Use it as a context manager; leaving it ends every process and gives back every hugepage.
 
     Start it in a thread that outlives it: the kernel ends the processes together with that thread.
@@ -102,17 +102,6 @@ class Switch:
         self._directory: Path | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     # What it is.
 

@@ -13,10 +13,10 @@ import tty
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 from hotupgrade.errors import NotNow, Reason
 from hotupgrade.vswitch.processes import DIE_WITH_US, end
+from hotupgrade.vswitch.started import Started
 
 PROGRAM = "dpdk-testpmd"
 PROMPT = "testpmd> "
@@ -25,7 +25,7 @@ QUIT_SECONDS = 3.0
 COMPLAINTS = re.compile(r"Command not found|Bad arguments|Ambiguous command|Invalid |[Pp]lease stop|not started")
 
 
-class Testpmd:
+class Testpmd(Started):
     """A running dpdk-testpmd: a context manager, which is gone when the context is left.
 
     Its standard error goes to a file.  Start it from a thread that outlives it: its process ends with the thread that
@@ -49,22 +49,6 @@ class Testpmd:
         self._resources = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._terminal = -1
-
-    def __enter__(self) -> Self:
-        """Returns when it waits for commands.
-
-        Raises:
-            NotNow: it is not installed, has ended while it started, or took too long.
-        """
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """End the process; may be called at any time, and again."""
@@ -96,6 +80,11 @@ class Testpmd:
         return answer
 
     def _start(self) -> None:
+        """Returns when it waits for commands.
+
+        Raises:
+            NotNow: it is not installed, has ended while it started, or took too long.
+        """
         if not shutil.which(PROGRAM):
             raise NotNow(Reason("guest", PROGRAM, f"there is no {PROGRAM}: install Debian's package dpdk-dev"))
         # On a terminal: testpmd holds back what it writes to a pipe.

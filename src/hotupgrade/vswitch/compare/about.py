@@ -11,6 +11,7 @@ from typing import Any
 
 import hotupgrade
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.machine import field
 
 Document = dict[str, Any]
 
@@ -18,10 +19,10 @@ Document = dict[str, Any]
 def machine() -> Document:
     """The machine as it is now."""
     return {
-        "processor": _field("/proc/cpuinfo", "model name") or platform.machine(),
-        "hypervisor": "hypervisor" in _field("/proc/cpuinfo", "flags").split(),
+        "processor": field("/proc/cpuinfo", "model name") or platform.machine(),
+        "hypervisor": "hypervisor" in field("/proc/cpuinfo", "flags").split(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_mib": int(_field("/proc/meminfo", "MemTotal").split()[0]) // 1024,
+        "memory_mib": int(field("/proc/meminfo", "MemTotal").split()[0]) // 1024,
         "kernel": platform.release(),
         "load": os.getloadavg()[0],
     }
@@ -57,11 +58,3 @@ def _switch_version(build: SwitchBuild) -> str:
 def _found(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     return match[1] if match else "not known"
-
-
-def _field(path: str, name: str) -> str:
-    for line in Path(path).read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return ""

@@ -17,6 +17,7 @@ from hotupgrade.vswitch.compare.bed import PAIRS, RING, SINK, SOURCE, Bed, one_s
 from hotupgrade.vswitch.compare.catalogue import ALL_WAYS
 from hotupgrade.vswitch.compare.meter import Meter, prove
 from hotupgrade.vswitch.compare.network import Network
+from hotupgrade.vswitch.compare.spread import percentile
 from hotupgrade.vswitch.compare.standby import primary_and_secondary
 from hotupgrade.vswitch.compare.usage import Usage
 from hotupgrade.vswitch.compare.ways import Way
@@ -159,8 +160,7 @@ def summary(rows: Sequence[Document]) -> Document:
 
 
 def _spread(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    return [ordered[min(int(len(ordered) * part), len(ordered) - 1)] for part in (0.5, 0.99, 1.0)]
+    return [percentile(values, share) for share in (0.5, 0.99, 1.0)]
 
 
 def _head(settings: Settings) -> Document:

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Self
 
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare.bed import RING, SINK, SOURCE, Bed
@@ -21,6 +20,7 @@ from hotupgrade.vswitch.compare.network import Network, network
 from hotupgrade.vswitch.compare.usage import Usage, usage
 from hotupgrade.vswitch.compare.ways import Document, Way, Works
 from hotupgrade.vswitch.hugepages import hugepages
+from hotupgrade.vswitch.started import Started
 from hotupgrade.vswitch.switch import HUGEPAGES_BESIDE_MEMORY
 from hotupgrade.vswitch.testpmd import PROGRAM, Testpmd
 
@@ -31,7 +31,7 @@ MOST_SECONDARIES = 5
 _START_S = 60.0  # 200 drivers from a cold disk
 
 
-class Standby:
+class Standby(Started):
     """``secondary`` forwards; ``primary`` does not, unless it has to stand in."""
 
     def __init__(self, place: Network, folder: Path) -> None:
@@ -40,21 +40,13 @@ class Standby:
         self._started = 0
         (folder / "hugepages").mkdir()
 
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self._resources.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         self._resources.close()
 
     def renew_if_full(self) -> None:
         """Start both anew before there is no memory left: what a secondary has taken of it stays taken when it ends."""
         if self._started > MOST_SECONDARIES:
-            self._resources.close()
+            self.stop()
             self._start()
 
     def _start(self) -> None:

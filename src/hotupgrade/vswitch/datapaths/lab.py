@@ -31,6 +31,7 @@ from hotupgrade.vswitch.datapaths.streams import Endpoint, Traffic, endpoint
 from hotupgrade.vswitch.demo import run_hotupgrade
 from hotupgrade.vswitch.namespaces import Namespace
 from hotupgrade.vswitch.processes import wait_until
+from hotupgrade.vswitch.started import Started
 
 BRIDGE = "br0"
 VXLAN_PORT = 4789
@@ -70,7 +71,7 @@ class Request(msgspec.Struct, frozen=True):
     other_config: dict[str, str] = {}
 
 
-class Lab:
+class Lab(Started):
     """Everything that runs, from start to end of the ``with``."""
 
     def __init__(self, request: Request) -> None:
@@ -81,15 +82,7 @@ class Lab:
         self._resources = ExitStack()
         self._probes = 0
 
-    def __enter__(self) -> Lab:
-        try:
-            self._start()
-        except BaseException:
-            self._resources.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         self._resources.close()
 
     # Building it.

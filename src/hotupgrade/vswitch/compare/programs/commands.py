@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import resource
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 Document = dict[str, Any]
 Command = Callable[..., Awaitable[Document]]
+
+
+def run(commands: Mapping[str, Command]) -> None:
+    """All of such a program: it may hold as many connections as the machine allows, and an interrupt is its end."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(obey(commands))
 
 
 async def obey(commands: Mapping[str, Command]) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import resource
 import socket
 import time
 from collections import Counter
 from typing import Any
 
-from hotupgrade.vswitch.compare.programs.commands import obey
+from hotupgrade.vswitch.compare.programs.commands import run
 
 Document = dict[str, Any]
 
@@ -86,11 +85,8 @@ class Dialer:
 
 
 def main() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     dialer = Dialer()
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(obey({"answer": dialer.answer, "dial": dialer.dial, "halt": dialer.halt}))
+    run({"answer": dialer.answer, "dial": dialer.dial, "halt": dialer.halt})
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ and the session's number: the opener numbers the sessions, so that both ends nam
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import resource
 import struct
 from collections import Counter
 from typing import Any
 
-from hotupgrade.vswitch.compare.programs.commands import obey
+from hotupgrade.vswitch.compare.programs.commands import run
 
 Document = dict[str, Any]
 MESSAGE = struct.Struct("!cH")
@@ -100,11 +98,8 @@ class End:
 
 
 def main() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     end = End()
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(obey({"listen": end.listen, "open": end.open, "ask": end.ask}))
+    run({"listen": end.listen, "open": end.open, "ask": end.ask})
 
 
 if __name__ == "__main__":
