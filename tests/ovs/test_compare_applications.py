@@ -71,12 +71,17 @@ def test_sessions_are_behind_connection_tracking(between: Hosts, tmp_path: Path)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("application", applications.APPLICATIONS, ids=lambda one: one.key)
 def test_restart_beside_hot_upgrade(application: Application, vulnerable: SwitchBuild, fixed: SwitchBuild) -> None:
-    settings = applications.Settings(1, ("nothing", "restart", "hot"), (application.key,), window_s=6.0)
-    document = applications.measure(vulnerable, fixed, settings, print)
-    ways = {way["key"]: way["runs"][0] for way in document[application.key]["ways"]}
+    only = ("nothing", "restart", "hot", "twins", "standby")
+    settings = applications.Settings(1, only, (application.key,), window_s=6.0)
+    document = dict(applications.measure(vulnerable, fixed, settings, print))
+    found = {way["key"]: way for way in document[application.key]["ways"]}
+    assert set(found) == set(only)
+    assert {key for key, way in found.items() if "failed" in way} == ({"standby"} if application.flows else set())
+    ways = {key: way["runs"][0] for key, way in found.items() if way["runs"]}
     if application is IDLE:
         assert ways["hot"]["answered"] == ways["nothing"]["answered"] == SESSIONS
-        assert ways["restart"]["hung"] + ways["restart"]["reset"] > 0
+        for key in ("restart", "twins"):
+            assert ways[key]["hung"] + ways[key]["reset"] > 0, "the second switch knows nothing of them either"
     if application in {WEB, FRESH_CONNECTIONS}:
         assert ways["hot"]["max_ms"] < ways["restart"]["max_ms"]
     if application is IPERF:

@@ -29,7 +29,7 @@ def test_what_a_switch_holds(vulnerable: SwitchBuild) -> None:
 @pytest.mark.timeout(600)
 def test_growth(vulnerable: SwitchBuild, fixed: SwitchBuild) -> None:
     settings = growth.Settings(runs=2, most=100)
-    document = growth.measure(vulnerable, fixed, settings, print)
+    document = dict(growth.measure(vulnerable, fixed, settings, print))
     assert set(document) == {axis.key for axis in growth.axes()}
     for axis in document.values():
         assert axis["points"]
@@ -42,7 +42,7 @@ def test_growth(vulnerable: SwitchBuild, fixed: SwitchBuild) -> None:
 
 @pytest.mark.full
 def test_distribution(vulnerable: SwitchBuild, fixed: SwitchBuild) -> None:
-    document = distribution.measure(vulnerable, fixed, distribution.Settings(3), print)
+    ((_, document),) = distribution.measure(vulnerable, fixed, distribution.Settings(3), print)
     assert len(document["runs"]) == 6
     for row in document["runs"]:
         assert sum(row["parts_us"].values()) == pytest.approx(row["break_us"], rel=0.02)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,18 @@ import click
 
 from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild, find_build
-from hotupgrade.vswitch.compare import about, applications, curves, distribution, growth, page, picture, results, run
+from hotupgrade.vswitch.compare import (
+    about,
+    applications,
+    beside,
+    curves,
+    distribution,
+    growth,
+    page,
+    picture,
+    results,
+    run,
+)
 from hotupgrade.vswitch.compare.catalogue import ALL_WAYS
 
 Document = dict[str, Any]
@@ -44,13 +54,19 @@ class Session:
     command: str
     say: Callable[[str], None]
 
-    @contextmanager
-    def measuring(self, part: str, key: str) -> Iterator[Callable[[Document], None]]:
-        """The function given takes what was measured, and it is kept at once."""
+    def keep(self, part: str, found: Iterable[tuple[str, Document]]) -> None:
+        """Each result by its key, as soon as it is there: what is between two is the measuring."""
+        entry = self._begun()
+        for key, result in found:
+            results.save(self.file, results.merge(results.load(self.file), part, {key: entry(result)}))
+            entry = self._begun()
+
+    def _begun(self) -> Callable[[Document], Document]:
+        """The function makes an entry of what was measured from now on."""
         machine, stolen, begin = about.machine(), about.stolen_s(), time.monotonic()
 
-        def take(result: Document) -> None:
-            entry = {
+        def entry(result: Document) -> Document:
+            return {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seconds": time.monotonic() - begin,
                 "stolen_s": about.stolen_s() - stolen,
@@ -59,10 +75,8 @@ class Session:
                 "versions": about.versions(self.old, self.new),
                 "result": result,
             }
-            results.save(self.file, results.merge(results.load(self.file), part, {key: entry}))
 
-        self.say(f"{part}, {key}")
-        yield take
+        return entry
 
 
 @click.command()
@@ -136,26 +150,21 @@ def main(
 
 def _ways(session: Session, settings: run.Settings, flows: tuple[int, ...]) -> None:
     for count in flows:
-        with session.measuring("ways", str(count)) as take:
-            take(run.compare(session.old, session.new, replace(settings, flows=count), session.say))
+        session.say(f"ways, {count:,} flows")
+        found = run.measure(session.old, session.new, replace(settings, flows=count), session.say)
+        session.keep("ways", ((f"{count} {key}", result) for key, result in found))
 
 
 def _applications(session: Session, settings: applications.Settings) -> None:
-    for key in settings.applications or tuple(one.key for one in applications.APPLICATIONS):
-        with session.measuring("applications", key) as take:
-            only = replace(settings, applications=(key,))
-            take(applications.measure(session.old, session.new, only, session.say)[key])
+    session.keep("applications", applications.measure(session.old, session.new, settings, session.say))
 
 
 def _growth(session: Session, settings: growth.Settings) -> None:
-    for key in settings.axes or tuple(one.key for one in growth.axes()):
-        with session.measuring("growth", key) as take:
-            take(growth.measure(session.old, session.new, replace(settings, axes=(key,)), session.say)[key])
+    session.keep("growth", growth.measure(session.old, session.new, settings, session.say))
 
 
 def _distribution(session: Session, settings: distribution.Settings) -> None:
-    with session.measuring("distribution", "full speed") as take:
-        take(distribution.measure(session.old, session.new, settings, session.say))
+    session.keep("distribution", distribution.measure(session.old, session.new, settings, session.say))
 
 
 def _write(document: Document, output: Path, page_path: Path | None) -> None:
@@ -182,7 +191,7 @@ def _page(document: Document, path: Path, folder: Path) -> str:
 def _pictures(parts: Document) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """By name, what can be drawn of the parts that are there; of the ways, those with the fewest flows."""
     if "ways" in parts:
-        ways = parts["ways"][min(parts["ways"], key=int)]["result"]
+        ways = next(iter(beside.by_flows(parts["ways"]).values()))
         yield "comparison", partial(picture.draw, ways)
         yield "delays", partial(picture.draw_series, ways)
     if "growth" in parts:

@@ -26,10 +26,12 @@ class Figure:
 class Application:
     """``run`` starts it for the time of the context, whose value ends it and returns what became of it: a number for
     each of ``figures``, and more.  ``lasts``: the longer the window, the less an event counts in its percentiles, so
-    that all windows have to be equally long."""
+    that all windows have to be equally long.  ``flows``: it is about what a switch knows, and says nothing of what
+    forwards without."""
 
     key: str
     title: str
     figures: tuple[Figure, ...]
     run: Callable[[Hosts, Path], AbstractContextManager[Callable[[], Document]]]
     lasts: bool = True
+    flows: bool = False

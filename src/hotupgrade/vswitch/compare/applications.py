@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare import run
 from hotupgrade.vswitch.compare.application import Application
-from hotupgrade.vswitch.compare.bed import one_switch
 from hotupgrade.vswitch.compare.cells import failed, joined
 from hotupgrade.vswitch.compare.fresh import FRESH_CONNECTIONS
-from hotupgrade.vswitch.compare.hosts import RING, Hosts, hosts
+from hotupgrade.vswitch.compare.hosts import RING, Hosts
 from hotupgrade.vswitch.compare.idle import IDLE
 from hotupgrade.vswitch.compare.iperf import IPERF
 from hotupgrade.vswitch.compare.needs import program
@@ -36,6 +35,7 @@ PROGRAMS = ("ethtool", "iperf3", "nginx", "wrk")
 LEAD_S, WINDOW_S = 2.0, 10.0
 #: After the event, if it took longer than the window: TCP comes back after its last time-out.
 TRAIL_S = 3.0
+NO_FLOWS = "it has no flows and tracks no connections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ class Settings:
     loops: SwitchBuild | None = None
 
     def ways(self) -> list[Way[Any]]:
-        """Those that are gone on one switch with DPDK, as it is between the hosts."""
-        return [way for way in run.chosen(run.Settings(only=self.only, loops=self.loops)) if way.bed is one_switch]
+        """Those that can be gone between hosts: all with DPDK."""
+        return [way for way in run.chosen(run.Settings(only=self.only, loops=self.loops)) if way.between]
 
 
-def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) -> Document:
-    """By application and way, each run and what is said about all of them.
+def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) -> Iterator[tuple[str, Document]]:
+    """One application after the other: its key, and by way each run and what is said about all of them.
 
     A way that cannot be gone under an application is in the document with the reason, and the switch is made anew.
 
@@ -63,30 +63,34 @@ def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) ->
     """
     for name in PROGRAMS:
         program(name)
-    document: Document = {}
     for application in APPLICATIONS:
         if settings.applications and application.key not in settings.applications:
             continue
-        document[application.key] = {
-            "title": application.title,
-            "figures": [[figure.key, figure.title, figure.digits] for figure in application.figures],
-            "window_s": settings.window_s if application.lasts else None,
-            "ring": RING,
-            "ways": _ways(application, old, new, settings, say),
-        }
-    return document
+        yield (
+            application.key,
+            {
+                "title": application.title,
+                "figures": [[figure.key, figure.title, figure.digits] for figure in application.figures],
+                "window_s": settings.window_s if application.lasts else None,
+                "ring": RING,
+                "ways": _ways(application, old, new, settings, say),
+            },
+        )
 
 
 def _ways(application: Application, old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) -> list[Document]:
     found: list[Document] = []
-    left = settings.ways()
+    left = [way for way in settings.ways() if not (application.flows and way.flowless)]
+    senseless = [way for way in settings.ways() if way not in left]
     while left:  # once more for each way that has failed: it may have left anything behind
-        with hosts(old) as between:
-            while left:
+        make = left[0].between
+        assert make
+        with make(old) as between:
+            while left and left[0].between is make:
                 way = left.pop(0)
                 build = settings.loops if way.loops and settings.loops else new
                 try:
-                    way.prepare(between.switch, build)
+                    way.prepare(between.subject, build)
                     rows = [
                         _once(between, application, way, (old, build), settings.window_s, say)
                         for _ in range(settings.runs)
@@ -97,7 +101,7 @@ def _ways(application: Application, old: SwitchBuild, new: SwitchBuild, settings
                     break
                 figures = {figure.key: _summary(figure.key, rows) for figure in application.figures}
                 found.append({"key": way.key, "title": way.title, "runs": rows, "figures": figures})
-    return found
+    return found + [{"key": way.key, "title": way.title, "runs": [], "failed": NO_FLOWS} for way in senseless]
 
 
 def _once(
@@ -109,19 +113,20 @@ def _once(
     say: Say,
 ) -> Document:
     old, new = builds
+    between.freshen()
     with tempfile.TemporaryDirectory(prefix="hotupgrade-application-") as folder:
         begin = time.monotonic()
         with application.run(between, Path(folder)) as finish:
             if application.lasts:
                 time.sleep(LEAD_S)
             went = time.monotonic()
-            own = way.go(between.switch, new)
+            own = way.go(between.subject, new)
             took = time.monotonic() - went
             if application.lasts:
                 time.sleep(max(window_s - (time.monotonic() - begin), TRAIL_S))
             result = finish()
     lasted = time.monotonic() - begin
-    way.back(between.switch, old)
+    way.back(between.subject, old)
     words = ", ".join(f"{figure.title} {result[figure.key]}" for figure in application.figures)
     say(f"{application.key}, {way.key}: {words}")
     return {**result, "command_s": took, "lasted_s": lasted, "break_us": run.inside_us(own)}

@@ -31,7 +31,7 @@ class Card:
         Raises:
             NotNow: the kernel does not take the rules.
         """
-        lines = [" ".join(_redirect(wire, _outer(wire, function))) for wire in self.wires]
+        lines = [" ".join(redirect(wire, _outer(wire, function))) for wire in self.wires]
         script = "".join(f"{line}\n" for line in lines)
         # One program, as each takes milliseconds to start.
         self.network.namespace.run("sh", "-c", 'printf %s "$1" | tc -batch -', "sh", script)
@@ -46,24 +46,47 @@ def card(pairs: Sequence[tuple[str, str]], count: int) -> Iterator[Card]:
     Raises:
         NotNow: the kernel lacks a part.
     """
+    wires = [f"wire{number}" for number in range(len(pairs))]
+    cables = [(far, wire) for (far, _), wire in zip(pairs, wires, strict=True)]
+    inner = [name for _, name in pairs]
+    with network(cables) as made, card_at(made, wires, inner, count) as found:
+        yield found
+
+
+@contextmanager
+def card_at(made: Network, wires: Sequence[str], inner: Sequence[str], count: int) -> Iterator[Card]:
+    """A card at wires that are there; ``inner``: what each function's interfaces for them are called.
+
+    Raises:
+        NotNow: the kernel lacks a part.
+    """
+    here = made.namespace
     with ExitStack() as resources:
-        wires = {far: f"wire{number}" for number, (far, _) in enumerate(pairs)}
-        made = resources.enter_context(network(tuple(wires.items())))
         functions = tuple(Network(resources.enter_context(private_namespace())) for _ in range(count))
-        here = made.namespace
-        for wire in wires.values():
+        for wire in wires:
             here.run("tc", "qdisc", "add", "dev", wire, "clsact")
         for number, function in enumerate(functions):
-            for far, inner in pairs:
-                outer = _outer(wires[far], number)
-                here.connect(outer, function.namespace, inner)
+            for wire, name in zip(wires, inner, strict=True):
+                outer = _outer(wire, number)
+                here.connect(outer, function.namespace, name)
                 here.run("tc", "qdisc", "add", "dev", outer, "clsact")
-                here.run("tc", *_redirect(outer, wires[far]))
+                here.run("tc", *redirect(outer, wire))
                 here.ip("link", "set", outer, "promisc", "on")
-                function.namespace.ip("link", "set", inner, "promisc", "on")
-        found = Card(made, tuple(wires.values()), functions)
+                function.namespace.ip("link", "set", name, "promisc", "on")
+        found = Card(made, tuple(wires), functions)
         found.plug(0)
         yield found
+
+
+def connect(place: Network, one: str, other: str) -> None:
+    """What comes in at one interface goes out by the other, and the reverse; again if one of them is new.
+
+    Raises:
+        NotNow: the kernel lacks a part.
+    """
+    for source, target in ((one, other), (other, one)):
+        place.namespace.run("tc", "qdisc", "replace", "dev", source, "clsact")
+        place.namespace.run("tc", *redirect(source, target))
 
 
 def _outer(wire: str, function: int) -> str:
@@ -71,7 +94,7 @@ def _outer(wire: str, function: int) -> str:
     return f"{wire}-vf{function}"
 
 
-def _redirect(source: str, target: str) -> tuple[str, ...]:
+def redirect(source: str, target: str) -> tuple[str, ...]:
     """Words for tc(8): whatever comes in at one device goes out by another.  See tc-mirred(8)."""
     place = ("dev", source, "ingress", "protocol", "all", "prio", "1", "handle", "800::1")
     return ("filter", "replace", *place, *_ALL, "action", "mirred", "egress", "redirect", "dev", target)

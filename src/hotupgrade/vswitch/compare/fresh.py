@@ -76,4 +76,5 @@ FRESH_CONNECTIONS = Application(
         Figure("upcalls_each", "upcalls each", 1),
     ),
     _run,
+    flows=True,
 )

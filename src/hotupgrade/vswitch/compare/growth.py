@@ -76,14 +76,13 @@ class Settings:
     most: int = 1_000_000
 
 
-def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) -> Document:
-    """By axis, each point.  One that cannot be had here is in the document with the reason.
+def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) -> Iterator[tuple[str, Document]]:
+    """One axis after the other: its key, and each point.  One that cannot be had here is there with the reason.
 
     Raises:
         HotUpgradeError: there can be no such switch here at all.
     """
     program("tcpreplay")
-    document: Document = {}
     for axis in axes():
         if settings.axes and axis.key not in settings.axes:
             continue
@@ -94,8 +93,7 @@ def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) ->
             except HotUpgradeError as error:
                 points.append({"wanted": count, "failed": str(error)})
             say(f"{axis.key} {count:,}: {_words(points[-1])}")
-        document[axis.key] = {"title": axis.title, "points": points}
-    return document
+        yield axis.key, {"title": axis.title, "points": points}
 
 
 def _point(axis: Axis, count: int, builds: tuple[SwitchBuild, SwitchBuild], runs: int, say: Say) -> Document:

@@ -8,13 +8,15 @@ opened from the client's side, and what belongs to one may pass.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare.cores import aside
+from hotupgrade.vswitch.compare.network import Network
 from hotupgrade.vswitch.namespaces import Namespace, private_namespace
 from hotupgrade.vswitch.processes import DIE_WITH_US, in_network_of
 from hotupgrade.vswitch.switch import Switch, SwitchOptions
@@ -26,6 +28,8 @@ GUARDED, FRESH = 7000, 7001
 RING = 512
 COMMAND_SECONDS = 60.0
 DEVICE = "eth0"
+#: The other ends of the hosts' cables, the client's first.
+WIRES = ("wire0", "wire1")
 #: Segments and checksums are made before a frame leaves the host: net_af_packet knows neither kind of offload, and
 #: connection tracking takes a packet without its checksum for invalid.
 NO_OFFLOADS = ("tx", "off", "rx", "off", "tso", "off", "gso", "off", "gro", "off")
@@ -64,11 +68,19 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """The switch, and who talks through it."""
+    """Who talks, and through what: ``subject`` is what ways are given, and ``freshen`` comes before each of them."""
 
-    switch: Switch
+    subject: Any
     client: Host
     server: Host
+    forwards: Callable[[], Switch] | None = None
+    freshen: Callable[[], object] = lambda: None
+
+    @property
+    def switch(self) -> Switch:
+        """The one that forwards now, if it is one that does."""
+        assert self.forwards
+        return self.forwards()
 
 
 @contextmanager
@@ -78,16 +90,30 @@ def hosts(build: SwitchBuild) -> Iterator[Hosts]:
     Raises:
         NotNow: they cannot be made.
     """
+    with ends() as (middle, client, server), Switch(build, options(middle, WIRES)) as switch:
+        yield Hosts(switch, client, server, lambda: switch)
+
+
+@contextmanager
+def ends() -> Iterator[tuple[Network, Host, Host]]:
+    """Two hosts, and the network between them, where their wires end; what connects :data:`WIRES` is not there yet.
+
+    Raises:
+        NotNow: they cannot be made.
+    """
     with private_namespace() as middle, private_namespace() as one, private_namespace() as other:
         client, server = Host(one, CLIENT), Host(other, SERVER)
-        for number, host in enumerate((client, server), start=1):
-            middle.connect(f"port{number}", host.namespace, DEVICE)
-            middle.ip("link", "set", f"port{number}", "promisc", "on")
+        for wire, host in zip(WIRES, (client, server), strict=True):
+            middle.connect(wire, host.namespace, DEVICE)
+            middle.ip("link", "set", wire, "promisc", "on")
         _acquaint(client, server)
-        devices = tuple(f"net_af_packet{i},iface=port{i + 1},framecnt={RING}" for i in (0, 1))
-        options = SwitchOptions(devices=devices, network_of=middle.pid, rules=RULES, command_timeout=COMMAND_SECONDS)
-        with Switch(build, options) as switch:
-            yield Hosts(switch, client, server)
+        yield Network(middle), client, server
+
+
+def options(place: Network, interfaces: Sequence[str]) -> SwitchOptions:
+    """Of a switch in this network that has these two interfaces, the client's first."""
+    devices = tuple(f"net_af_packet{i},iface={name},framecnt={RING}" for i, name in enumerate(interfaces))
+    return SwitchOptions(devices=devices, network_of=place.pid, rules=RULES, command_timeout=COMMAND_SECONDS)
 
 
 def _acquaint(client: Host, server: Host) -> None:

@@ -56,4 +56,5 @@ IDLE = Application(
     ),
     _run,
     lasts=False,
+    flows=True,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hotupgrade.vswitch.compare import applications, distribution, growth, table
+from hotupgrade.vswitch.compare import applications, beside, distribution, growth, table
 from hotupgrade.vswitch.compare.cells import joined
 from hotupgrade.vswitch.compare.fresh import PER_SECOND
 from hotupgrade.vswitch.compare.hosts import RING
@@ -123,26 +123,32 @@ def _about(parts: Document) -> Iterator[str]:
     yield "## Measured on\n"
     machines = {_machine(entry["machine"]): None for _, _, entry in entries}
     versions = {_versions(entry["versions"]): None for _, _, entry in entries}
+    pieces: dict[tuple[str, str], list[Document]] = {}
+    for part, key, entry in entries:
+        pieces.setdefault((_what(part, key, entry), entry["command"]), []).append(entry)
     yield "\n".join(f"- {words}" for words in (*machines, *versions)) + "\n"
     heads = ("part", "measured", "took, min", "load before", "hypervisor took, s", "command")
     yield joined(
         heads,
         (
             [
-                f"{part}, {_key(part, key)}" if part != "distribution" else part,
-                entry["time"],
-                f"{entry['seconds'] / 60:.0f}",
-                f"{entry['machine']['load']:.1f}",
-                f"{entry['stolen_s']:.1f}",
-                f"`{entry['command']}`",
+                what,
+                found[0]["time"],
+                f"{sum(entry['seconds'] for entry in found) / 60:.0f}",
+                f"{found[0]['machine']['load']:.1f}",
+                f"{sum(entry['stolen_s'] for entry in found):.1f}",
+                f"`{command}`",
             ]
-            for part, key, entry in entries
+            for (what, command), found in pieces.items()
         ),
     )
 
 
-def _key(part: str, key: str) -> str:
-    return f"{int(key):,} flows" if part == "ways" else key
+def _what(part: str, key: str, entry: Document) -> str:
+    """What was measured; all ways with as many flows are one thing."""
+    if part == "ways":
+        return f"{part}, {entry['result']['settings']['flows']:,} flows"
+    return part if part == "distribution" else f"{part}, {key}"
 
 
 def _machine(found: Document) -> str:
@@ -161,18 +167,18 @@ def _ways(found: Document, shown: Mapping[str, str]) -> Iterator[str]:
     yield "## The ways\n"
     yield _WAYS
     yield from (shown[name] for name in ("comparison", "delays") if name in shown)
-    for key, entry in sorted(found.items(), key=lambda item: int(item[0])):
-        result = entry["result"]
+    documents = beside.by_flows(found)
+    for flows, result in documents.items():
         settings = result["settings"]
         offered = f"{settings['pps']:,} packets of 64 bytes a second offered, a ring of {settings['ring']} frames"
-        yield f"### With {int(key):,} further OpenFlow flows\n"
+        yield f"### With {flows:,} further OpenFlow flows\n"
         yield f"{offered}.\n"
         yield table.markdown(result)
         yield "The meter, on pauses made on purpose before it was believed:\n"
         yield "\n".join(f"- {line}" for line in table.meter_lines(result)) + "\n"
-    last = entry["result"]
-    notes = [f"- {way['title']}: {way['note']}" for way in last["ways"] if way.get("note")]
-    if (tried := last.get("ovs_as_secondary")) is not None:
+    ways = [way for result in documents.values() for way in result["ways"]]
+    notes = list({f"- {way['title']}: {way['note']}": None for way in ways if way.get("note")})
+    for tried in (result["ovs_as_secondary"] for result in documents.values() if "ovs_as_secondary" in result):
         words = (
             "forwards" if tried["forwards"] else "starts, and does not forward" if tried["starts"] else "does not start"
         )

@@ -1,9 +1,9 @@
 """The result document of the comparison: what several invocations have found, put together.
 
-``{"version": 3, "parts": {PART: {KEY: ENTRY}}}``: what was measured of the part "ways" goes by the number of flows, of
-"applications" by application, of "growth" by what grows, and of "distribution" there is one.  An entry has the
-``result`` and what it was measured on, when, how long that took, and by which command.  Measuring anew takes the place
-of what was there.
+``{"version": 4, "parts": {PART: {KEY: ENTRY}}}``: what was measured of the part "ways" goes by the number of flows and
+the way, of "applications" by application, of "growth" by what grows, and of "distribution" there is one.  An entry has
+the ``result`` and what it was measured on, when, how long that took, and by which command.  Measuring anew takes the
+place of what was there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from hotupgrade.errors import UsageError
 
 Document = dict[str, Any]
-VERSION = 3
+VERSION = 4
 PARTS = ("ways", "applications", "growth", "distribution")
 
 
@@ -25,7 +25,7 @@ def empty() -> Document:
 
 
 def load(path: Path) -> Document:
-    """What is there; :func:`empty` if nothing is, or it is the document of an earlier version, of the ways alone.
+    """What is there; :func:`empty` if nothing is, or it is the document of an earlier version.
 
     Raises:
         UsageError: the file is none of ours.

@@ -1,4 +1,4 @@
-"""The comparison: each way many times on the same traffic, what was kept and what it cost."""
+"""Each way many times on the same traffic, what was kept and what it cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hotupgrade.vswitch.compare.usage import Usage
 from hotupgrade.vswitch.compare.ways import Way
 from hotupgrade.vswitch.switch import Switch
 
-__all__ = ["PAIRS", "RING", "Settings", "bed", "compare", "summary"]
+__all__ = ["PAIRS", "RING", "Settings", "bed", "measure", "summary"]
 
 Document = dict[str, Any]
 LIMIT_S = 60.0  # that one run of a way may take, and for how many flows more it may take a second more
@@ -51,22 +51,24 @@ def bed(build: SwitchBuild, flows: int) -> Iterator[tuple[Switch, Network]]:
         yield made.subject, made.network
 
 
-def compare(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Callable[[str], None]) -> Document:
-    """Everything, for the table, the page and the picture.
+def measure(
+    old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Callable[[str], None]
+) -> Iterator[tuple[str, Document]]:
+    """One way after the other: its key, and what was found, with the proof of the meter that saw it.
 
     Raises:
         HotUpgradeError: the meter cannot be trusted here, or a way failed.
     """
-    document = _head(settings) | {"meter": [], "ways": []}
-    if any(way.bed is primary_and_secondary for way in chosen(settings)):
-        say("Open vSwitch as a secondary process of DPDK: tried")
-        document["ovs_as_secondary"] = secondary.try_it(old)
     for make, ways in groupby(chosen(settings), key=lambda way: way.bed):
+        common = _head(settings)
+        if make is primary_and_secondary:
+            say("Open vSwitch as a secondary process of DPDK: tried")
+            common["ovs_as_secondary"] = secondary.try_it(old)
         with make(old, settings.flows) as made:
             meter = Meter(made.network, SOURCE, SINK, settings.pps)
             say(f"{made.title}: the meter, on pauses made on purpose")
             proof = prove(meter, made.pid)
-            document["meter"] += [{"bed": made.title, "pause_ms": pause, **found.document()} for pause, found in proof]
+            common["meter"] = [{"bed": made.title, "pause_ms": pause, **found.document()} for pause, found in proof]
             for way in ways:
                 build = settings.loops if way.loops and settings.loops else new
                 way.prepare(made.subject, build)
@@ -74,14 +76,13 @@ def compare(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Callabl
                 for turn in range(settings.runs):
                     rows.append(_once(made, meter, way, old, build, LIMIT_S + settings.flows / FLOWS_PER_S))
                     say(f"{way.key} {turn + 1}/{settings.runs}: {rows[-1]['traffic']['break_ms']:.2f} ms")
-                document["ways"].append(_about(way, made) | {"runs": rows, **summary(rows)})
-    return document
+                yield way.key, common | {"way": _about(way, made) | {"runs": rows, **summary(rows)}}
 
 
 def chosen(settings: Settings) -> list[Way[Any]]:
-    """The ways that are asked for and can be gone."""
+    """The ways that are asked for, can be gone, and to which the number of flows makes a difference."""
     asked = (way for way in ALL_WAYS if not settings.only or way.key in settings.only)
-    return [way for way in asked if settings.loops or not way.loops]
+    return [way for way in asked if (settings.loops or not way.loops) and not (settings.flows and way.flowless)]
 
 
 def _about(way: Way[Any], made: Bed[Any]) -> Document:

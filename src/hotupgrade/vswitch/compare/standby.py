@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare import hosts
 from hotupgrade.vswitch.compare.bed import RING, SINK, SOURCE, Bed
+from hotupgrade.vswitch.compare.card import connect
 from hotupgrade.vswitch.compare.cores import others, polling
+from hotupgrade.vswitch.compare.hosts import Hosts
 from hotupgrade.vswitch.compare.network import Network, network
 from hotupgrade.vswitch.compare.usage import Usage, usage
 from hotupgrade.vswitch.compare.ways import Document, Way, Works
@@ -34,8 +37,9 @@ _START_S = 60.0  # 200 drivers from a cold disk
 class Standby(Started):
     """``secondary`` forwards; ``primary`` does not, unless it has to stand in."""
 
-    def __init__(self, place: Network, folder: Path) -> None:
-        self._place, self._folder = place, folder
+    def __init__(self, place: Network, folder: Path, wires: Sequence[str] = ()) -> None:
+        """``wires``: interfaces there, each of which is connected to a tap, the first to that of :data:`SOURCE`."""
+        self._place, self._folder, self._wires = place, folder, wires
         self._resources = ExitStack()
         self._started = 0
         (folder / "hugepages").mkdir()
@@ -58,6 +62,8 @@ class Standby(Started):
         for name in (SOURCE, SINK):
             # The queue of a tap is as long as this: as many packets as with the other beds.
             self._place.namespace.ip("link", "set", name, "txqueuelen", str(RING))
+        for wire, name in zip(self._wires, (SOURCE, SINK), strict=bool(self._wires)):
+            connect(self._place, wire, name)
         self.secondary = self.new_secondary()
         self.secondary.command("start")
 
@@ -145,11 +151,27 @@ def primary_and_secondary(_: SwitchBuild, __: int) -> Iterator[Bed[Standby]]:
     Raises:
         NotNow: they cannot be had.
     """
+    with network(()) as made, _both(made) as standby:
+        yield _StandbyBed(made, standby)
+
+
+@contextmanager
+def between_hosts(_: SwitchBuild) -> Iterator[Hosts]:
+    """The same between two hosts, whose wires are connected to the taps.
+
+    Raises:
+        NotNow: they cannot be had.
+    """
+    with hosts.ends() as (middle, client, server), _both(middle, hosts.WIRES) as standby:
+        yield Hosts(standby, client, server, freshen=standby.renew_if_full)
+
+
+@contextmanager
+def _both(place: Network, wires: Sequence[str] = ()) -> Iterator[Standby]:
     with ExitStack() as resources:
         resources.enter_context(hugepages(MEMORY_MIB + HUGEPAGES_BESIDE_MEMORY))
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="hotupgrade-compare-")))
-        made = resources.enter_context(network(()))
-        yield _StandbyBed(made, resources.enter_context(Standby(made, folder)))
+        yield resources.enter_context(Standby(place, folder, wires))
 
 
 #: What was tried with dpdk-testpmd 22.11 to have ports that a secondary can forward on and the kernel sees.
@@ -176,8 +198,10 @@ STANDBY = (
         restart_secondary,
         restart_secondary,
         primary_and_secondary,
+        between_hosts,
         WORKS,
         note=NOTE,
+        flowless=True,
     ),
     Way(
         "standby",
@@ -185,7 +209,9 @@ STANDBY = (
         stand_in,
         stand_in,
         primary_and_secondary,
+        between_hosts,
         WORKS,
         note=NOTE,
+        flowless=True,
     ),
 )

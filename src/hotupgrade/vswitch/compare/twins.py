@@ -7,18 +7,21 @@ card for each wire (:mod:`hotupgrade.vswitch.compare.card`).  Flows are copied f
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from hotupgrade.vswitch.builds import SwitchBuild
+from hotupgrade.vswitch.compare import hosts
 from hotupgrade.vswitch.compare.bed import PAIRS, RING, Bed, SwitchBed, furnish, options
-from hotupgrade.vswitch.compare.card import Card, card
+from hotupgrade.vswitch.compare.card import Card, card, card_at
 from hotupgrade.vswitch.compare.controller import Controller, controller
 from hotupgrade.vswitch.compare.cores import polling
+from hotupgrade.vswitch.compare.hosts import Hosts
+from hotupgrade.vswitch.compare.network import Network
 from hotupgrade.vswitch.compare.usage import usage
 from hotupgrade.vswitch.compare.ways import Document, Way, Works, rules
-from hotupgrade.vswitch.switch import Switch
+from hotupgrade.vswitch.switch import Switch, SwitchOptions
 
 #: After the move the first switch still forwards what it has in its rings.
 DRAIN_S = 0.2
@@ -27,8 +30,10 @@ DRAIN_S = 0.2
 class Twins:
     """``switch`` forwards now, on the card's function ``place``; the other function is for the next one."""
 
-    def __init__(self, made: Card, build: SwitchBuild) -> None:
+    def __init__(self, made: Card, build: SwitchBuild, describe: Callable[[Network], SwitchOptions]) -> None:
+        """``describe``: what a switch at a function of the card is like."""
         self.card, self.place = made, 0
+        self._describe = describe
         self._resources = ExitStack()
         self.switch, self.control = self._started(build, 0, self._resources)
 
@@ -54,7 +59,9 @@ class Twins:
 
     def _started(self, build: SwitchBuild, place: int, resources: ExitStack) -> tuple[Switch, Controller]:
         """A switch at a function of the card, and a controller of its own."""
-        switch = resources.enter_context(_switch(self.card, build, place))
+        # Each of the two has a core for its polling thread, if there are enough.
+        described = replace(self._describe(self.card.functions[place]), pmd_cores=(polling(place),))
+        switch = resources.enter_context(Switch(build, described))
         words = switch.directory / "controller"
         return switch, resources.enter_context(controller(switch.management(), words))
 
@@ -84,18 +91,38 @@ def two_places(build: SwitchBuild, flows: int) -> Iterator[Bed[Twins]]:
     Raises:
         NotNow: it cannot be had.
     """
-    with card(PAIRS, 2) as made:
-        twins = Twins(made, build)
-        try:
-            furnish(twins.switch, flows)
-            yield _TwinsBed(made.network, twins)
-        finally:
-            twins.stop()
+    with card(PAIRS, 2) as made, ending(Twins(made, build, options)) as twins:
+        furnish(twins.switch, flows)
+        yield _TwinsBed(made.network, twins)
 
 
-def _switch(made: Card, build: SwitchBuild, place: int) -> Switch:
-    """One for a function of the card; each of the two has a core for its polling thread, if there are enough."""
-    return Switch(build, replace(options(made.functions[place]), pmd_cores=(polling(place),)))
+@contextmanager
+def between_hosts(build: SwitchBuild) -> Iterator[Hosts]:
+    """The same between two hosts.
+
+    Raises:
+        NotNow: it cannot be had.
+    """
+    inner = [name for _, name in PAIRS]
+
+    def describe(function: Network) -> SwitchOptions:
+        return hosts.options(function, inner)
+
+    with (
+        hosts.ends() as (middle, client, server),
+        card_at(middle, hosts.WIRES, inner, 2) as made,
+        ending(Twins(made, build, describe)) as twins,
+    ):
+        yield Hosts(twins, client, server, lambda: twins.switch)
+
+
+@contextmanager
+def ending(twins: Twins) -> Iterator[Twins]:
+    """They end with the block."""
+    try:
+        yield twins
+    finally:
+        twins.stop()
 
 
 NOTE = (
@@ -112,6 +139,7 @@ TWINS = (
         move_over,
         move_over,
         two_places,
+        between_hosts,
         Works(
             kernel="no; there is one datapath in a kernel, which both processes would take for theirs",
             dpdk="yes, with a second port or virtual function for each",

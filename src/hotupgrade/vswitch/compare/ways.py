@@ -14,6 +14,7 @@ from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare.bed import Bed, one_switch, plain_switch
 from hotupgrade.vswitch.compare.cores import aside
+from hotupgrade.vswitch.compare.hosts import Hosts, hosts
 from hotupgrade.vswitch.compare.tool import Ran, run_tool
 from hotupgrade.vswitch.demo import LIBRARIES
 from hotupgrade.vswitch.switch import Switch
@@ -55,7 +56,8 @@ SILENT = Works("", "", "")  # nothing to say, or said of the same way with DPDK
 class Way(Generic[S]):
     """``go`` brings the build in while the meter watches, and returns what it found itself: what the tool measured,
     and as ``peak`` what was in use when most was.  ``back`` brings all to where it was, unwatched.  ``prepare`` comes
-    before the first run.  ``bed`` makes what the way is gone on, with so many flows more than the traffic needs.
+    before the first run.  ``bed`` makes what the way is gone on, with so many flows more than the traffic needs;
+    ``between`` makes the same between two hosts, if applications are to be seen.
     ``note``: what a reader has to know of it."""
 
     key: str
@@ -63,10 +65,12 @@ class Way(Generic[S]):
     go: Callable[[S, SwitchBuild], Document]
     back: Callable[[S, SwitchBuild], object]
     bed: Callable[[SwitchBuild, int], AbstractContextManager[Bed[S]]]
+    between: Callable[[SwitchBuild], AbstractContextManager[Hosts]] | None
     works: Works
     prepare: Callable[[S, SwitchBuild], object] = lambda *_: None
     note: str = ""
     loops: bool = False  # it brings in the build in which threads' own loops changed
+    flowless: bool = False  # what it is gone on has no flows
 
 
 def restart(switch: Switch, build: SwitchBuild) -> Document:
@@ -158,11 +162,30 @@ RESTART_NOTE = (
 )
 #: With DPDK, on one switch.
 WAYS = (
-    Way("nothing", "Nothing (control)", nothing, _nothing_back, one_switch, SILENT),
-    Way("restart", "Restart, flows saved and restored (ovs-ctl restart)", restart, restart, one_switch, ANY_RESTART),
-    Way("stop-start", "Stop and start, flows from a controller", stop_and_start, restart, one_switch, ANY_RESTART),
-    Way("hot", "Hot upgrade, changed functions only", hot(), _roll_back, one_switch, ANY_HOT, look),
-    Way("hot-whole", "Hot upgrade, every function (--whole)", hot("--whole"), _roll_back, one_switch, ANY_HOT, look),
+    Way("nothing", "Nothing (control)", nothing, _nothing_back, one_switch, hosts, SILENT),
+    Way(
+        "restart",
+        "Restart, flows saved and restored (ovs-ctl restart)",
+        restart,
+        restart,
+        one_switch,
+        hosts,
+        ANY_RESTART,
+    ),
+    Way(
+        "stop-start", "Stop and start, flows from a controller", stop_and_start, restart, one_switch, hosts, ANY_RESTART
+    ),
+    Way("hot", "Hot upgrade, changed functions only", hot(), _roll_back, one_switch, hosts, ANY_HOT, look),
+    Way(
+        "hot-whole",
+        "Hot upgrade, every function (--whole)",
+        hot("--whole"),
+        _roll_back,
+        one_switch,
+        hosts,
+        ANY_HOT,
+        look,
+    ),
 )
 LOOPS_NOTE = (
     "The new build also changes the main loops of eight threads: of the polling one, of handlers and "
@@ -176,6 +199,7 @@ RESTARTED_THREADS = Way(
     hot(),
     _roll_back,
     one_switch,
+    hosts,
     ANY_HOT,
     look,
     loops=True,
@@ -183,8 +207,8 @@ RESTARTED_THREADS = Way(
 )
 #: Without DPDK.
 PLAIN = (
-    Way("plain-nothing", "Userspace datapath: nothing (control)", nothing, _nothing_back, plain_switch, SILENT),
-    Way("plain-restart", "Userspace datapath: restart (ovs-ctl restart)", restart, restart, plain_switch, SILENT),
-    Way("plain-stop-start", "Userspace datapath: stop and start", stop_and_start, restart, plain_switch, SILENT),
-    Way("plain-hot", "Userspace datapath: hot upgrade", hot(), _roll_back, plain_switch, SILENT, look),
+    Way("plain-nothing", "Userspace datapath: nothing (control)", nothing, _nothing_back, plain_switch, None, SILENT),
+    Way("plain-restart", "Userspace datapath: restart (ovs-ctl restart)", restart, restart, plain_switch, None, SILENT),
+    Way("plain-stop-start", "Userspace datapath: stop and start", stop_and_start, restart, plain_switch, None, SILENT),
+    Way("plain-hot", "Userspace datapath: hot upgrade", hot(), _roll_back, plain_switch, None, SILENT, look),
 )

@@ -51,17 +51,14 @@ def point(wanted: int, loaded: float) -> Document:
     return {"wanted": wanted, "there": wanted + 1, "runs": breaks, **growth.summary(breaks)}
 
 
-def ways() -> Document:
-    key, title = "hot", "Hot upgrade"
+def ways(flows: int = 0, key: str = "hot", title: str = "Hot upgrade") -> Document:
     found = [row()]
     works = Works("yes", "yes", "not tried").document()
     return {
-        "settings": {"runs": 1, "pps": 10_000, "flows": 0, "ring": 512},
+        "settings": {"runs": 1, "pps": 10_000, "flows": flows, "ring": 512},
         "meter": [{"bed": "bed", "pause_ms": 5.0, "gap_ms": 5.1, "break_ms": 5.0, "lost": 0, "sender_gap_ms": 0.2}],
         "ovs_as_secondary": {"starts": False, "forwards": False, "says": "DPDK said no", "log": []},
-        "ways": [
-            {"key": key, "title": title, "note": "A note.", "works": works, "runs": found, **run.summary(found)},
-        ],
+        "way": {"key": key, "title": title, "note": "A note.", "works": works, "runs": found, **run.summary(found)},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hotupgrade.vswitch.compare import about, applications, curves, distribution
 from unit.vswitch.compare import samples
 
 Document = dict[str, Any]
+Results = Iterator[tuple[str, Document]]
 DRAWN = (
     (picture, "draw"),
     (picture, "draw_series"),
@@ -30,27 +32,30 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """Nothing is measured; what would have been, with the settings."""
     found: list[tuple[str, Any]] = []
 
-    def ways(_: SwitchBuild, __: SwitchBuild, settings: run.Settings, say: object) -> Document:
+    def ways(_: SwitchBuild, __: SwitchBuild, settings: run.Settings, say: object) -> Results:
         found.append(("ways", settings))
-        return samples.ways()
+        for key in settings.only or ("restart", "hot"):
+            yield key, samples.ways(settings.flows, key)
 
-    def apps(_: SwitchBuild, __: SwitchBuild, settings: applications.Settings, say: object) -> Document:
+    def apps(_: SwitchBuild, __: SwitchBuild, settings: applications.Settings, say: object) -> Results:
         found.append(("applications", settings))
-        return {key: samples.applications() for key in settings.applications}
+        for key in settings.applications or tuple(one.key for one in applications.APPLICATIONS):
+            yield key, samples.applications()
 
-    def grow(_: SwitchBuild, __: SwitchBuild, settings: growth.Settings, say: object) -> Document:
+    def grow(_: SwitchBuild, __: SwitchBuild, settings: growth.Settings, say: object) -> Results:
         found.append(("growth", settings))
-        return {key: {"title": key, "points": [samples.point(10, 20.0)]} for key in settings.axes}
+        for key in settings.axes or tuple(one.key for one in growth.axes()):
+            yield key, {"title": key, "points": [samples.point(10, 20.0)]}
 
-    def distribute(_: SwitchBuild, __: SwitchBuild, settings: distribution.Settings, say: object) -> Document:
+    def distribute(_: SwitchBuild, __: SwitchBuild, settings: distribution.Settings, say: object) -> Results:
         found.append(("distribution", settings))
-        return samples.distributed()
+        yield "full speed", samples.distributed()
 
     for module, name in DRAWN:
         monkeypatch.setattr(module, name, lambda _, path: path.write_bytes(b"a picture"))
     monkeypatch.setattr(command, "find_build", lambda name, builds: SwitchBuild(builds / name))
     monkeypatch.setattr(about, "versions", lambda *_: samples.VERSIONS)
-    monkeypatch.setattr(run, "compare", ways)
+    monkeypatch.setattr(run, "measure", ways)
     monkeypatch.setattr(applications, "measure", apps)
     monkeypatch.setattr(growth, "measure", grow)
     monkeypatch.setattr(distribution, "measure", distribute)
@@ -86,7 +91,10 @@ def test_in_pieces(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
     assert (grown.axes, grown.runs) == (("flows",), 7)
     assert (first.flows, second.flows, first.only) == (5, 50, ("hot",))
     parts = json.loads((tmp_path / "results.json").read_text())["parts"]
-    assert {part: list(entries) for part, entries in parts.items()} == {"growth": ["flows"], "ways": ["5", "50"]}
+    assert {part: list(entries) for part, entries in parts.items()} == {
+        "growth": ["flows"],
+        "ways": ["5 hot", "50 hot"],
+    }
     text = (tmp_path / "comparison.md").read_text()
     assert "## How the break of a hot upgrade grows" in text
     assert "## Predictability" not in text
@@ -102,11 +110,24 @@ def test_quick(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
 def test_what_was_measured_before_a_failure_is_kept(
     asked: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> Document:
+    def fail(_: object, __: object, settings: run.Settings, ___: object) -> Results:
+        yield "restart", samples.ways(settings.flows, "restart")
         raise NotNow(Reason("no-hugepages", "pool", "no hugepages: free some memory"))
 
-    monkeypatch.setattr(growth, "measure", fail)
+    monkeypatch.setattr(run, "measure", fail)
     done = call("--output", str(tmp_path), "--part", "growth", "--part", "ways", "--flows", "0")
     assert done.exit_code == 4
     assert "free some memory" in done.output
-    assert list(results.load(tmp_path / "results.json")["parts"]) == ["ways"]
+    parts = results.load(tmp_path / "results.json")["parts"]
+    assert {part: list(entries) for part, entries in parts.items()} == {"ways": ["0 restart"]}
+
+
+def test_one_way_again_leaves_the_others(
+    asked: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--output", str(tmp_path), "--part", "ways", "--flows", "0")
+    for name, further in (("first", ()), ("second", ("--only", "hot"))):
+        monkeypatch.setattr(command, "_command", lambda name=name: name)
+        assert call(*words, *further).exit_code == 0
+    entries = results.load(tmp_path / "results.json")["parts"]["ways"]
+    assert {key: entry["command"] for key, entry in entries.items()} == {"0 restart": "first", "0 hot": "second"}

@@ -14,7 +14,11 @@ def test_nothing_was_run() -> None:
 
 def test_only_what_was_run_is_there() -> None:
     parts: dict[str, Document] = {
-        "ways": {"0": entry(ways()), "10000": entry(ways(), "hotupgrade compare --part ways")},
+        "ways": {
+            "0 hot": entry(ways()),
+            "0 restart": entry(ways(key="restart", title="Restart")),
+            "10000 hot": entry(ways(10_000), "hotupgrade compare --part ways"),
+        },
         "applications": {"idle": entry(applications())},
         "growth": {"flows": entry({"title": "OpenFlow flows", "points": [point(10, 20.0), point(100_000, 30.0)]})},
         "distribution": {"full speed": entry(distributed())},
@@ -35,8 +39,11 @@ def test_only_what_was_run_is_there() -> None:
         assert "a virtual machine with 2 cores (Some Processor), 24 GiB, Linux 6.1.0" in text
         assert "Open vSwitch 3.1.0 with DPDK 22.11.7" in text
         assert ("images/comparison.png" in text) == ("ways" in wanted)
-    assert "ways, 10,000 flows" in text
-    assert "- Hot upgrade: A note." in text
+    assert "| ways, 0 flows | 2026-01-02T03:04:05Z | 20 | 0.2 | 2.5 | `hotupgrade compare` |" in text
+    assert "| ways, 10,000 flows | 2026-01-02T03:04:05Z | 10 |" in text
+    assert text.index("| Restart | 1 |") < text.index("| Hot upgrade | 1 |"), "the usual order"
+    assert text.count("- Hot upgrade: A note.") == 1
+    assert text.count("- bed, 5 ms: 5.10 ms without a packet") == 2, "once for each number of flows"
     assert "as the secondary process of DPDK does not start: DPDK said no" in text
     assert "`hotupgrade compare --part ways`" in text
     assert "| Hot upgrade | 2 | 995 (990 to 1,000) |" in text

@@ -14,14 +14,14 @@ from hotupgrade.vswitch.compare import results
 def test_pieces_are_put_together_and_new_ones_replace_old_ones(tmp_path: Path) -> None:
     file = tmp_path / "below" / "results.json"
     for part, key, value in (
-        ("ways", "0", 1),
-        ("ways", "10000", 2),
+        ("ways", "0 hot", 1),
+        ("ways", "10000 hot", 2),
         ("growth", "flows", 3),
-        ("ways", "0", 4),
+        ("ways", "0 hot", 4),
     ):
         results.save(file, results.merge(results.load(file), part, {key: {"result": value}}))
     assert results.load(file)["parts"] == {
-        "ways": {"0": {"result": 4}, "10000": {"result": 2}},
+        "ways": {"0 hot": {"result": 4}, "10000 hot": {"result": 2}},
         "growth": {"flows": {"result": 3}},
     }
     assert list(file.parent.iterdir()) == [file]
@@ -33,7 +33,7 @@ def test_merging_leaves_what_it_was_given(tmp_path: Path) -> None:
     assert first["parts"] == {"ways": {"0": 1}}
 
 
-@pytest.mark.parametrize("version", [1, 2, results.VERSION])
+@pytest.mark.parametrize("version", [1, 2, 3, results.VERSION])
 def test_a_document_of_an_earlier_version_is_begun_anew(tmp_path: Path, version: int) -> None:
     file = tmp_path / "results.json"
     file.write_text(json.dumps({"version": version, "ways": []}))

@@ -34,6 +34,14 @@ def test_without_the_build_nothing_brings_it_in() -> None:
     assert [way.key for way in chosen(Settings(only=("hot", "hot-loops"), loops=LOOPS))] == ["hot", "hot-loops"]
 
 
+def test_what_has_no_flows_is_seen_once() -> None:
+    """It would be the same with any number of them."""
+    assert {way.key for way in ALL_WAYS} - {way.key for way in chosen(Settings(flows=1, loops=LOOPS))} == {
+        "secondary",
+        "standby",
+    }
+
+
 @pytest.mark.parametrize(
     ("own", "longest"),
     [
