@@ -104,6 +104,7 @@ class Session:
 )
 @click.option("--axis", multiple=True, type=click.Choice([one.key for one in growth.axes()]), help="Only this growth.")
 @click.option("--quick", is_flag=True, help="A few runs of each, and little load, to see that everything works.")
+@click.option("--redraw", is_flag=True, help="Measure nothing: page and pictures of what has been measured.")
 @click.option("--page", "page_path", type=click.Path(path_type=Path), help="Write the page of all results there, too.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/compare"), help="Where results go.")
 def main(
@@ -119,6 +120,7 @@ def main(
     application: tuple[str, ...],
     axis: tuple[str, ...],
     quick: bool,
+    redraw: bool,
     page_path: Path | None,
     output: Path,
 ) -> None:
@@ -129,7 +131,7 @@ def main(
     """
     session = Session(find_build(old, builds), find_build(new, builds), output / "results.json", _command(), _say)
     moved = find_build(loops, builds) if loops else None
-    wanted = parts or results.PARTS
+    wanted = () if redraw else parts or results.PARTS
     counts = {part: runs or (QUICK if quick else RUNS)[part] for part in results.PARTS}
     try:
         if "ways" in wanted:

@@ -23,10 +23,10 @@ def together(found: Iterable[Document]) -> Document:
     """One document of what :func:`~hotupgrade.vswitch.compare.run.measure` has found, as tables and pictures show it:
     ways in their usual order, and each proof of a meter once."""
     ordered = sorted(found, key=lambda result: _PLACES[result["way"]["key"]])
-    rows = (row for result in ordered for row in result["meter"])
+    rows = [row for result in ordered for row in result["meter"]]
     document = {
         "settings": ordered[0]["settings"],
-        "meter": list({tuple(row.items()): row for row in rows}.values()),
+        "meter": [row for place, row in enumerate(rows) if row not in rows[:place]],
         "ways": [result["way"] for result in ordered],
     }
     tried = [result["ovs_as_secondary"] for result in ordered if "ovs_as_secondary" in result]

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hotupgrade.vswitch.compare.spread import percentile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Document = dict[str, Any]
-LEAST_MS = 0.05  # what is shorter than two packets' distance is drawn there
+NONE_MS = 0.002  # a logarithmic axis has no zero: what is none is drawn there, apart from all else
 LEAST_MIB = 1.0
+
+
+def _own_clock_ms(row: Document) -> float | None:
+    return None if row["break_us"] is None else float(row["break_us"]) / 1000
+
+
+#: Colour, meaning, place in a way's line, and of a run its value in ms.
+_SERIES: tuple[tuple[str, str, float, Callable[[Document], float | None]], ...] = (
+    ("tab:blue", "longest that a packet was waited for", 0.2, lambda row: row["traffic"]["break_ms"]),
+    ("tab:red", "lost ÷ rate", 0.0, lambda row: row["traffic"]["loss_ms"]),
+    ("tab:green", "what a polling thread lost by its own clock", -0.2, _own_clock_ms),
+)
 
 
 def draw(document: Document, path: Path) -> None:
@@ -29,14 +43,17 @@ def draw(document: Document, path: Path) -> None:
 
 
 def _breaks(axes: Axes, ways: Sequence[Document], settings: Document) -> None:
-    """Each run's break and, as time at the rate that was offered, its loss."""
-    for index, way in enumerate(ways):
-        for field, colour, shift in (("break_ms", "tab:blue", 0.12), ("loss_ms", "tab:red", -0.12)):
-            values = [max(row["traffic"][field], LEAST_MS) for row in way["runs"]]
-            label = {"break_ms": "longest that a packet was waited for", "loss_ms": "lost ÷ rate"}[field]
-            place = [index + shift] * len(values)
-            axes.plot(values, place, "o", alpha=0.4, color=colour, label=None if index else label)
-            axes.plot([max(way[field][0], LEAST_MS)], [index + shift], "|", markersize=14, color="black")
+    """Each run's break, its loss as time at the rate that was offered, and what was seen from inside."""
+    for colour, label, shift, value_of in _SERIES:
+        axes.plot([], [], "o", color=colour, label=label)
+        for index, way in enumerate(ways):
+            found = [value for row in way["runs"] if (value := value_of(row)) is not None]
+            values = [max(value, NONE_MS) for value in found]
+            axes.plot(values, [index + shift] * len(values), "o", alpha=0.4, color=colour)
+            if values:
+                axes.plot([percentile(values, 0.5)], [index + shift], "|", markersize=14, color="black")
+    axes.axvline(NONE_MS, color="black", linewidth=0.8, linestyle=":")
+    axes.text(NONE_MS, -0.7, " none", va="center", fontsize="small")
     axes.set_xscale("log")
     axes.set_xlabel(f"traffic interrupted, ms ({settings['pps']:,} packets/s offered, ring of {settings['ring']})")
     axes.grid(axis="x", alpha=0.3)

@@ -56,7 +56,17 @@ def ways(flows: int = 0, key: str = "hot", title: str = "Hot upgrade") -> Docume
     works = Works("yes", "yes", "not tried").document()
     return {
         "settings": {"runs": 1, "pps": 10_000, "flows": flows, "ring": 512},
-        "meter": [{"bed": "bed", "pause_ms": 5.0, "gap_ms": 5.1, "break_ms": 5.0, "lost": 0, "sender_gap_ms": 0.2}],
+        "meter": [
+            {
+                "bed": "bed",
+                "pause_ms": 5.0,
+                "gap_ms": 5.1,
+                "break_ms": 5.0,
+                "lost": 0,
+                "sender_gap_ms": 0.2,
+                "delay_ms": [0.1],
+            }
+        ],
         "ovs_as_secondary": {"starts": False, "forwards": False, "says": "DPDK said no", "log": []},
         "way": {"key": key, "title": title, "note": "A note.", "works": works, "runs": found, **run.summary(found)},
     }

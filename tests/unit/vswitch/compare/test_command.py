@@ -100,6 +100,17 @@ def test_in_pieces(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
     assert "## Predictability" not in text
 
 
+def test_redrawn(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    words = ("--output", str(tmp_path), "--page", str(page))
+    assert call(*words, "--part", "distribution").exit_code == 0
+    text = page.read_text()
+    page.unlink()
+    del asked[:]
+    assert call(*words, "--redraw").exit_code == 0
+    assert (page.read_text(), asked) == (text, [])
+
+
 def test_quick(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
     assert call("--output", str(tmp_path), "--quick").exit_code == 0
     assert [settings.flows for part, settings in asked if part == "ways"] == [0]
