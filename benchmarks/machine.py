@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import hotupgrade
-from hotupgrade.vswitch.machine import field
+from hotupgrade.vswitch import machine
 
 
 def describe() -> dict[str, Any]:
     return {
-        "processor": field("/proc/cpuinfo", "model name"),
-        "hypervisor": "hypervisor" in field("/proc/cpuinfo", "flags").split(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_kb": int(field("/proc/meminfo", "MemTotal").split()[0]),
-        "kernel": platform.release(),
+        **machine.describe(),
         "python": platform.python_version(),
         "compiler": _first_line("gcc", "--version"),
         "hotupgrade": hotupgrade.__version__,
-        "load_at_start": os.getloadavg(),
     }
 
 

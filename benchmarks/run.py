@@ -97,7 +97,7 @@ def main(quick: bool, only: tuple[str, ...], output: Path) -> None:
     table.show(results, console)
     console.print(
         f"{about['processor']}, {about['cores']} cores, of which {about['busy_cores']:.2f} were busy and "
-        f"{about['stolen_cores']:.2f} taken by the hypervisor; load {about['load_at_start'][0]:.1f} before; "
+        f"{about['stolen_cores']:.2f} taken by the hypervisor; load {about['load']:.1f} before; "
         f"kernel {about['kernel']}",
         soft_wrap=True,
     )

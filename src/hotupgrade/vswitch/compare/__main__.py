@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from hotupgrade.errors import HotUpgradeError
+from hotupgrade.vswitch import machine
 from hotupgrade.vswitch.builds import SwitchBuild, find_build
 from hotupgrade.vswitch.compare import (
     about,
@@ -63,15 +64,15 @@ class Session:
 
     def _begun(self) -> Callable[[Document], Document]:
         """The function makes an entry of what was measured from now on."""
-        machine, stolen, begin = about.machine(), about.stolen_s(), time.monotonic()
+        described, stolen, begin = machine.describe(), machine.stolen_s(), time.monotonic()
 
         def entry(result: Document) -> Document:
             return {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seconds": time.monotonic() - begin,
-                "stolen_s": about.stolen_s() - stolen,
+                "stolen_s": machine.stolen_s() - stolen,
                 "command": self.command,
-                "machine": machine,
+                "machine": described,
                 "versions": about.versions(self.old, self.new),
                 "result": result,
             }

@@ -1,8 +1,7 @@
-"""On what was measured, and with which versions: without it no figure means anything."""
+"""Which versions were measured: without them no figure means anything."""
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
@@ -11,21 +10,8 @@ from typing import Any
 
 import hotupgrade
 from hotupgrade.vswitch.builds import SwitchBuild
-from hotupgrade.vswitch.machine import field
 
 Document = dict[str, Any]
-
-
-def machine() -> Document:
-    """The machine as it is now."""
-    return {
-        "processor": field("/proc/cpuinfo", "model name") or platform.machine(),
-        "hypervisor": "hypervisor" in field("/proc/cpuinfo", "flags").split(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_mib": int(field("/proc/meminfo", "MemTotal").split()[0]) // 1024,
-        "kernel": platform.release(),
-        "load": os.getloadavg()[0],
-    }
 
 
 def versions(old: SwitchBuild, new: SwitchBuild) -> Document:
@@ -39,12 +25,6 @@ def versions(old: SwitchBuild, new: SwitchBuild) -> Document:
         "old": old.name,
         "new": new.name,
     }
-
-
-def stolen_s() -> float:
-    """Processor time that the hypervisor has given to others since boot, of all cores, in seconds."""
-    words = Path("/proc/stat").read_text().splitlines()[0].split()
-    return int(words[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def _switch_version(build: SwitchBuild) -> str:
