@@ -17,6 +17,7 @@ from hotupgrade.vswitch.compare.hosts import Hosts, hosts
 from hotupgrade.vswitch.compare.idle import IDLE
 from hotupgrade.vswitch.compare.iperf import IPERF, RATE
 from hotupgrade.vswitch.compare.needs import program
+from hotupgrade.vswitch.compare.vhost import GUEST, switch_and_guest
 from hotupgrade.vswitch.compare.web import WEB
 
 SECONDS = 1.0
@@ -39,13 +40,14 @@ def between(vulnerable: SwitchBuild) -> Iterator[Hosts]:
 
 def test_every_application_notices_nothing_of_a_hot_upgrade(between: Hosts, fixed: SwitchBuild, tmp_path: Path) -> None:
     """All at once, and a roll-back as well."""
+    between_hosts = [one for one in applications.APPLICATIONS if one is not GUEST]
     with ExitStack() as running:
-        ends = {one.key: running.enter_context(one.run(between, tmp_path)) for one in applications.APPLICATIONS}
+        ends = {one.key: running.enter_context(one.run(between, tmp_path)) for one in between_hosts}
         time.sleep(SECONDS)
         hot.upgrade(between.switch, fixed)
         hot.roll_back(between.switch)
         found = {key: finish() for key, finish in ends.items()}
-    for application in applications.APPLICATIONS:
+    for application in between_hosts:
         assert {figure.key for figure in application.figures} <= set(found[application.key])
     assert found[IPERF.key]["mbps"] > RATE / 4, "this one is a matter of how crowded the machine is"
     assert found[WEB.key]["failed"] == 0
@@ -67,6 +69,28 @@ def test_sessions_are_behind_connection_tracking(between: Hosts, tmp_path: Path)
     assert found["failed_server"] == SESSIONS // 2, "what the server sends is not"
 
 
+def test_a_guest_stays_while_the_switch_is_started_anew(
+    vulnerable: SwitchBuild, fixed: SwitchBuild, tmp_path: Path
+) -> None:
+    with switch_and_guest(vulnerable) as place:
+        place.freshen()
+        with GUEST.run(place, tmp_path) as finish:
+            time.sleep(SECONDS / 2)
+            hot.upgrade(place.subject, fixed)
+            found = finish()
+        assert (found["lost"], found["launched"]) == (0, place.guest.options.launched(2))
+        with GUEST.run(place, tmp_path) as finish:
+            time.sleep(SECONDS / 2)
+            place.subject.end_daemon()
+            time.sleep(SECONDS / 2)
+            place.subject.start_daemon(fixed)
+            place.freshen()
+            time.sleep(SECONDS / 2)
+            found = finish()
+        assert found["still_ms"] > 1000 * SECONDS / 4
+        assert found["mpps"] > 0
+
+
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("application", applications.APPLICATIONS, ids=lambda one: one.key)
@@ -76,7 +100,8 @@ def test_restart_beside_hot_upgrade(application: Application, vulnerable: Switch
     document = dict(applications.measure(vulnerable, fixed, settings, print))
     found = {way["key"]: way for way in document[application.key]["ways"]}
     assert set(found) == set(only)
-    assert {key for key, way in found.items() if "failed" in way} == ({"standby"} if application.flows else set())
+    senseless = {"standby"} if application.flows else {"twins", "standby"} if application is GUEST else set()
+    assert {key for key, way in found.items() if "failed" in way} == senseless
     ways = {key: way["runs"][0] for key, way in found.items() if way["runs"]}
     if application is IDLE:
         assert ways["hot"]["answered"] == ways["nothing"]["answered"] == SESSIONS
@@ -84,6 +109,10 @@ def test_restart_beside_hot_upgrade(application: Application, vulnerable: Switch
             assert ways[key]["hung"] + ways[key]["reset"] > 0, "the second switch knows nothing of them either"
     if application in {WEB, FRESH_CONNECTIONS}:
         assert ways["hot"]["max_ms"] < ways["restart"]["max_ms"]
+    if application is GUEST:
+        assert ways["restart"]["still_ms"] > ways["hot"]["still_ms"]
+        assert ways["hot"]["lost"] == 0
+        assert ways["hot"]["looks"] > 50
     if application is IPERF:
         assert ways["restart"]["still_ms"] > ways["hot"]["still_ms"]
     assert document[application.key]["title"] in applications.markdown(document)

@@ -210,6 +210,14 @@ class Guest(Started):
                 quiet, last = time.monotonic() + QUIET_SECONDS, received
             time.sleep(0.01)
 
+    def wait_until_connected(self) -> None:
+        """Until the switch polls its ports: after a start of either.
+
+        Raises:
+            NotNow: that takes too long, or a port is out of order.
+        """
+        wait_until(self._is_connected, self.options.start_timeout, "the switch to take up its ports", pause=0.05)
+
     def command(self, words: str) -> str:
         """Have testpmd carry out one command; what it said."""
         assert self._testpmd is not None, "the guest has not been started"
@@ -237,7 +245,7 @@ class Guest(Started):
             command_timeout=self.options.command_timeout,
         )
         self._resources.enter_context(self._testpmd)
-        wait_until(self._is_connected, self.options.start_timeout, "the switch to take up its ports", pause=0.05)
+        self.wait_until_connected()
 
     def _command_line(self) -> Iterator[str]:
         options, cpu, ports = self.options, self.options.cpu(), len(self.switch_ports)

@@ -108,16 +108,19 @@ class Testpmd(Started):
             self._read_some()  # it says a lot, and would wait for a reader
 
     def _read_to_prompt(self, seconds: float, waiting_for: str) -> str:
-        """What is said until the next prompt.  The command is echoed first, without a prompt before it."""
+        """What is said until the next prompt.  The command is echoed first, without a prompt before it.
+
+        Behind the prompt may be what nobody asked for: that a link has changed, say.
+        """
         said, deadline = "", time.monotonic() + seconds
-        while not said.endswith(PROMPT):
+        while PROMPT not in said:
             if not self.alive:
                 raise NotNow(Reason("guest", PROGRAM, f"{PROGRAM} ended:\n{said[-1000:]}{self._errors()[-1000:]}"))
             if time.monotonic() > deadline:
                 words = f"no answer to '{waiting_for}' within {seconds:g} s:\n{said[-1000:]}{self._errors()[-1000:]}"
                 raise NotNow(Reason("guest", PROGRAM, f"{PROGRAM}: {words}"))
             said += self._read_some()
-        return said.removesuffix(PROMPT)
+        return said.partition(PROMPT)[0]
 
     def _read_some(self) -> str:
         readable, _, _ = select.select([self._terminal], [], [], 0.1)

@@ -1,7 +1,7 @@
 """What users of a switch notice of each way: programs that talk through it while it is gone.
 
-Each application runs by itself, over the same switch and the same hosts, in windows of the same length; in the middle
-of each a way is gone, and for the control nothing is done.
+Each application runs by itself, over the same switch and the same hosts or the same guest, in windows of the same
+length; in the middle of each a way is gone, and for the control nothing is done.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,30 @@ from typing import Any
 from hotupgrade.errors import HotUpgradeError
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare import run
-from hotupgrade.vswitch.compare.application import Application
+from hotupgrade.vswitch.compare.application import Application, Place
+from hotupgrade.vswitch.compare.bed import one_switch
 from hotupgrade.vswitch.compare.cells import failed, joined
 from hotupgrade.vswitch.compare.fresh import FRESH_CONNECTIONS
-from hotupgrade.vswitch.compare.hosts import RING, Hosts
+from hotupgrade.vswitch.compare.hosts import RING
 from hotupgrade.vswitch.compare.idle import IDLE
 from hotupgrade.vswitch.compare.iperf import IPERF
 from hotupgrade.vswitch.compare.needs import program
 from hotupgrade.vswitch.compare.spread import spread
+from hotupgrade.vswitch.compare.vhost import GUEST
 from hotupgrade.vswitch.compare.ways import Way
 from hotupgrade.vswitch.compare.web import WEB
 
 Document = dict[str, Any]
 Say = Callable[[str], None]
-APPLICATIONS = (IPERF, WEB, IDLE, FRESH_CONNECTIONS)
+Make = Callable[[SwitchBuild], AbstractContextManager[Place]]
+APPLICATIONS = (IPERF, WEB, IDLE, FRESH_CONNECTIONS, GUEST)
 PROGRAMS = ("ethtool", "iperf3", "nginx", "wrk")
 #: Before the event, and how long a window lasts at least, in seconds.
 LEAD_S, WINDOW_S = 2.0, 10.0
 #: After the event, if it took longer than the window: TCP comes back after its last time-out.
 TRAIL_S = 3.0
 NO_FLOWS = "it has no flows and tracks no connections"
+ONE_SWITCH = "a guest's port connects to one process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +85,12 @@ def measure(old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) ->
 
 def _ways(application: Application, old: SwitchBuild, new: SwitchBuild, settings: Settings, say: Say) -> list[Document]:
     found: list[Document] = []
-    left = [way for way in settings.ways() if not (application.flows and way.flowless)]
-    senseless = [way for way in settings.ways() if way not in left]
+    left, senseless = _sorted_out(application, settings.ways())
     while left:  # once more for each way that has failed: it may have left anything behind
-        make = left[0].between
-        assert make
+        make = left[0][1]
         with make(old) as between:
-            while left and left[0].between is make:
-                way = left.pop(0)
+            while left and left[0][1] is make:
+                way, _ = left.pop(0)
                 build = settings.loops if way.loops and settings.loops else new
                 try:
                     way.prepare(between.subject, build)
@@ -101,11 +104,27 @@ def _ways(application: Application, old: SwitchBuild, new: SwitchBuild, settings
                     break
                 figures = {figure.key: _summary(figure.key, rows) for figure in application.figures}
                 found.append({"key": way.key, "title": way.title, "runs": rows, "figures": figures})
-    return found + [{"key": way.key, "title": way.title, "runs": [], "failed": NO_FLOWS} for way in senseless]
+    return found + [{"key": way.key, "title": way.title, "runs": [], "failed": why} for way, why in senseless]
+
+
+def _sorted_out(
+    application: Application, ways: Sequence[Way[Any]]
+) -> tuple[list[tuple[Way[Any], Make]], list[tuple[Way[Any], str]]]:
+    """Ways with what they are gone on, and those that make no sense under this application, with the reason."""
+    possible: list[tuple[Way[Any], Make]] = []
+    senseless = []
+    for way in ways:
+        if application.flows and way.flowless:
+            senseless.append((way, NO_FLOWS))
+        elif application.between and way.bed is not one_switch:
+            senseless.append((way, ONE_SWITCH))
+        elif make := application.between or way.between:
+            possible.append((way, make))
+    return possible, senseless
 
 
 def _once(
-    between: Hosts,
+    between: Place,
     application: Application,
     way: Way[Any],
     builds: tuple[SwitchBuild, SwitchBuild],

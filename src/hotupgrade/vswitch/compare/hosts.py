@@ -68,19 +68,23 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Who talks, and through what: ``subject`` is what ways are given, and ``freshen`` comes before each of them."""
+    """Who talks, and through what: ``subject`` is what ways are given."""
 
     subject: Any
     client: Host
     server: Host
     forwards: Callable[[], Switch] | None = None
-    freshen: Callable[[], object] = lambda: None
+    renew: Callable[[], object] = lambda: None
 
     @property
     def switch(self) -> Switch:
         """The one that forwards now, if it is one that does."""
         assert self.forwards
         return self.forwards()
+
+    def freshen(self) -> None:
+        """Make anew what does not last for another run."""
+        self.renew()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from hotupgrade.vswitch.compare.cells import joined
 from hotupgrade.vswitch.compare.fresh import PER_SECOND
 from hotupgrade.vswitch.compare.hosts import RING
 from hotupgrade.vswitch.compare.idle import LIMIT_S
+from hotupgrade.vswitch.compare.vhost import PAUSE_S
 
 Document = dict[str, Any]
 
@@ -45,6 +46,13 @@ from the client's side (`ct_state=+new`, `ct(commit)`), and what belongs to one 
 that has forgotten a session takes the client's next segment for a new connection, as the rule set does not ask for a
 SYN; the server's it drops. So on every other session the client speaks first, and on the rest the server; an answer may
 take {limit:g} s. Each of the {rate} new connections a second needs megaflows of its own.
+"""
+
+_GUEST = """\
+The guest has two vhost-user ports (virtio-user, split rings in its own memory), listens, and is connected to again by a
+switch that was started anew. Packets go round in a closed loop as fast as the core allows that it shares with the
+switch's main thread, the tool and whoever else: while nobody forwards they wait in its rings, and what is lost is lost
+once. Its counters are read every {pause:g} ms: so finely is known for how long none came.
 """
 
 _GROWTH = """\
@@ -102,6 +110,8 @@ def markdown(document: Document, pictures: Mapping[str, str] | None = None) -> s
         sections += ["## Applications\n", _APPLICATIONS]
         if {"idle", "fresh"} & set(found):
             sections.append(_RULES.format(limit=LIMIT_S, rate=PER_SECOND))
+        if "guest" in found:
+            sections.append(_GUEST.format(pause=1000 * PAUSE_S))
         sections.append(applications.markdown(found))
     if "growth" in parts:
         found = {key: entry["result"] for key, entry in parts["growth"].items()}

@@ -163,7 +163,7 @@ def between_hosts(_: SwitchBuild) -> Iterator[Hosts]:
         NotNow: they cannot be had.
     """
     with hosts.ends() as (middle, client, server), _both(middle, hosts.WIRES) as standby:
-        yield Hosts(standby, client, server, freshen=standby.renew_if_full)
+        yield Hosts(standby, client, server, renew=standby.renew_if_full)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def works(document: Document) -> Iterator[Cells]:
 def meter_lines(document: Document) -> Iterator[str]:
     """What became of pauses that were made on purpose, on each bed."""
     for row in document["meter"]:
-        made = f"{row['pause_ms']:g} ms" if row["pause_ms"] else "no pause"
+        made = f"{row['pause_ms']:.2f} ms" if row["pause_ms"] else "no pause"
         found = f"{row['gap_ms']:.2f} ms without a packet, a break of {row['break_ms']:.2f} ms, {row['lost']} lost"
         yield f"{row['bed']}, {made}: {found}, the sender's own longest pause {row['sender_gap_ms']:.2f} ms"
 

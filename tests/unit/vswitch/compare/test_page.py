@@ -43,7 +43,7 @@ def test_only_what_was_run_is_there() -> None:
     assert "| ways, 10,000 flows | 2026-01-02T03:04:05Z | 10 |" in text
     assert text.index("| Restart | 1 |") < text.index("| Hot upgrade | 1 |"), "the usual order"
     assert text.count("- Hot upgrade: A note.") == 1
-    assert text.count("- bed, 5 ms: 5.10 ms without a packet") == 2, "once for each number of flows"
+    assert text.count("- bed, 5.00 ms: 5.10 ms without a packet") == 2, "once for each number of flows"
     assert "as the secondary process of DPDK does not start: DPDK said no" in text
     assert "`hotupgrade compare --part ways`" in text
     assert "| Hot upgrade | 2 | 995 (990 to 1,000) |" in text

@@ -61,7 +61,7 @@ def test_a_page() -> None:
     assert text.count("\n| --- |") == 4
     assert list(table.meter_lines(document())) == [
         "one, no pause: 0.30 ms without a packet, a break of 0.25 ms, 0 lost, the sender's own longest pause 0.20 ms",
-        "one, 5 ms: 5.20 ms without a packet, a break of 5.10 ms, 0 lost, the sender's own longest pause 0.20 ms",
+        "one, 5.00 ms: 5.20 ms without a packet, a break of 5.10 ms, 0 lost, the sender's own longest pause 0.20 ms",
     ]
 
 
