@@ -81,14 +81,15 @@ def test_a_guest_stays_while_the_switch_is_started_anew(
         assert (found["lost"], found["launched"]) == (0, place.guest.options.launched(2))
         with GUEST.run(place, tmp_path) as finish:
             time.sleep(SECONDS / 2)
+            begin = time.monotonic()
             place.subject.end_daemon()
             time.sleep(SECONDS / 2)
             place.subject.start_daemon(fixed)
             place.freshen()
-            time.sleep(SECONDS / 2)
+            took = time.monotonic() - begin
+            time.sleep(2 * SECONDS)
             found = finish()
-        assert found["still_ms"] > 1000 * SECONDS / 4
-        assert found["mpps"] > 0
+        assert SECONDS / 4 < found["still_ms"] / 1000 < took + SECONDS, "it goes on by itself"
 
 
 @pytest.mark.full

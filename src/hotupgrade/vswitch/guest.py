@@ -168,6 +168,14 @@ class Guest(Started):
         self.command("set fwd io")
         self.command(f"start tx_first {self.options.bursts}")
 
+    def send_again(self) -> None:
+        """Send one burst more from every queue, as programs do that get no answer.
+
+        The tally then counts what really was sent, and what the guest itself dropped only since.
+        """
+        self.command("stop")
+        self.command("start tx_first 1")
+
     def collect(self) -> Tally:
         """Stop forwarding, take in every packet that is still on its way, and count."""
         self.command("stop")

@@ -10,7 +10,7 @@ from hotupgrade.vswitch.compare.cells import joined
 from hotupgrade.vswitch.compare.fresh import PER_SECOND
 from hotupgrade.vswitch.compare.hosts import RING
 from hotupgrade.vswitch.compare.idle import LIMIT_S
-from hotupgrade.vswitch.compare.vhost import PAUSE_S
+from hotupgrade.vswitch.compare.vhost import PAUSE_S, SILENCE_S
 
 Document = dict[str, Any]
 
@@ -51,8 +51,8 @@ take {limit:g} s. Each of the {rate} new connections a second needs megaflows of
 _GUEST = """\
 The guest has two vhost-user ports (virtio-user, split rings in its own memory), listens, and is connected to again by a
 switch that was started anew. Packets go round in a closed loop as fast as the core allows that it shares with the
-switch's main thread, the tool and whoever else: while nobody forwards they wait in its rings, and what is lost is lost
-once. Its counters are read every {pause:g} ms: so finely is known for how long none came.
+switch's main thread, the tool and whoever else: what is lost is lost once. If none comes for {silence:g} ms the guest
+sends again. Its counters are read every {pause:g} ms: so finely is known for how long none came.
 """
 
 _GROWTH = """\
@@ -111,7 +111,7 @@ def markdown(document: Document, pictures: Mapping[str, str] | None = None) -> s
         if {"idle", "fresh"} & set(found):
             sections.append(_RULES.format(limit=LIMIT_S, rate=PER_SECOND))
         if "guest" in found:
-            sections.append(_GUEST.format(pause=1000 * PAUSE_S))
+            sections.append(_GUEST.format(pause=1000 * PAUSE_S, silence=1000 * SILENCE_S))
         sections.append(applications.markdown(found))
     if "growth" in parts:
         found = {key: entry["result"] for key, entry in parts["growth"].items()}
