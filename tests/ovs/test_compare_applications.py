@@ -18,6 +18,7 @@ from hotupgrade.vswitch.compare.idle import IDLE
 from hotupgrade.vswitch.compare.iperf import IPERF, RATE
 from hotupgrade.vswitch.compare.needs import program
 from hotupgrade.vswitch.compare.vhost import GUEST, switch_and_guest
+from hotupgrade.vswitch.compare.ways import restart
 from hotupgrade.vswitch.compare.web import WEB
 
 SECONDS = 1.0
@@ -82,14 +83,12 @@ def test_a_guest_stays_while_the_switch_is_started_anew(
         with GUEST.run(place, tmp_path) as finish:
             time.sleep(SECONDS / 2)
             begin = time.monotonic()
-            place.subject.end_daemon()
-            time.sleep(SECONDS / 2)
-            place.subject.start_daemon(fixed)
+            restart(place.subject, fixed)
             place.freshen()
             took = time.monotonic() - begin
             time.sleep(2 * SECONDS)
             found = finish()
-        assert SECONDS / 4 < found["still_ms"] / 1000 < took + SECONDS, "it goes on by itself"
+        assert 0.1 < found["still_ms"] / 1000 < took + SECONDS, "it goes on by itself"
 
 
 @pytest.mark.full
