@@ -105,8 +105,14 @@ class Session:
 )
 @click.option("--axis", multiple=True, type=click.Choice([one.key for one in growth.axes()]), help="Only this growth.")
 @click.option("--quick", is_flag=True, help="A few runs of each, and little load, to see that everything works.")
+@click.option("--resume", type=click.Path(exists=True, path_type=Path), help="Go on from the results beside a page.")
 @click.option("--redraw", is_flag=True, help="Measure nothing: page and pictures of what has been measured.")
-@click.option("--page", "page_path", type=click.Path(path_type=Path), help="Write the page of all results there, too.")
+@click.option(
+    "--page",
+    "page_path",
+    type=click.Path(path_type=Path),
+    help="Write the page of all results there, too, with pictures and results.",
+)
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/compare"), help="Where results go.")
 def main(
     parts: tuple[str, ...],
@@ -121,6 +127,7 @@ def main(
     application: tuple[str, ...],
     axis: tuple[str, ...],
     quick: bool,
+    resume: Path | None,
     redraw: bool,
     page_path: Path | None,
     output: Path,
@@ -132,6 +139,8 @@ def main(
     """
     session = Session(find_build(old, builds), find_build(new, builds), output / "results.json", _command(), _say)
     moved = find_build(loops, builds) if loops else None
+    if resume is not None:
+        results.save(session.file, results.load(resume))
     wanted = () if redraw else parts or results.PARTS
     counts = {part: runs or (QUICK if quick else RUNS)[part] for part in results.PARTS}
     try:
@@ -171,7 +180,7 @@ def _distribution(session: Session, settings: distribution.Settings) -> None:
 
 
 def _write(document: Document, output: Path, page_path: Path | None) -> None:
-    """The page on standard output and as a file, with its pictures; and once more where it is asked for."""
+    """The page on standard output and as a file, with pictures and results; and once more where it is asked for."""
     text = _page(document, output / "comparison.md", output)
     if page_path is not None:
         _page(document, page_path, page_path.parent / "images")
@@ -179,14 +188,17 @@ def _write(document: Document, output: Path, page_path: Path | None) -> None:
 
 
 def _page(document: Document, path: Path, folder: Path) -> str:
-    """The page at ``path``, its pictures in ``folder``."""
+    """The page at ``path``, beside it what it was written of, its pictures in ``folder``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     drawn = {}
     for name, draw in _pictures(document["parts"]):
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{name}.png"
         draw(file)
         drawn[name] = str(file.relative_to(path.parent))
-    text = page.markdown(document, drawn)
+    data = path.with_suffix(".json")
+    results.publish(data, document)
+    text = page.markdown(document, drawn, data.name)
     path.write_text(text, encoding="utf-8")
     return text
 

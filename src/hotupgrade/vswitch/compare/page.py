@@ -19,7 +19,7 @@ _HEAD = """\
 
 Private copies of Open vSwitch on one machine, under the same traffic; each way is gone many times, and for the control
 nothing is done. `make compare` measures and writes this page; nothing in it is by hand, and what was not run is not in
-it. The results with every single run are in `build/compare/results.json`.
+it. Every single run is in [{data}]({data}), but for the course of delays, which is there of each way's median run.
 """
 
 _WAYS = """\
@@ -98,11 +98,12 @@ _LIMITS = """\
 """
 
 
-def markdown(document: Document, pictures: Mapping[str, str] | None = None) -> str:
-    """The page; ``pictures`` are their paths as seen from the page, by the names in :data:`_PICTURES`."""
+def markdown(document: Document, pictures: Mapping[str, str] | None = None, data: str = "comparison.json") -> str:
+    """The page; ``pictures`` are their paths as seen from the page, by the names in :data:`_PICTURES`, and ``data`` is
+    where its results are."""
     shown = {name: f"![{_PICTURES[name]}]({path})\n" for name, path in (pictures or {}).items()}
     parts = document["parts"]
-    sections = [_HEAD, *_about(parts)]
+    sections = [_HEAD.format(data=data), *_about(parts)]
     if "ways" in parts:
         sections += _ways(parts["ways"], shown)
     if "applications" in parts:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hotupgrade.vswitch.compare.results import median_run
 from hotupgrade.vswitch.compare.spread import percentile
 
 if TYPE_CHECKING:
@@ -79,17 +80,11 @@ def draw_series(document: Document, path: Path) -> None:
     ways = document["ways"]
     figure = Figure(figsize=(10, 0.6 + 1.3 * len(ways)), layout="constrained")
     for axes, way in zip(figure.subplots(len(ways), 1, sharey=True, squeeze=False)[:, 0], ways, strict=True):
-        _around_the_event(axes, median_run(way))
+        _around_the_event(axes, median_run(way["runs"]))
         axes.set_title(way["title"], loc="left", fontsize="small")
     figure.supxlabel("sent so many ms after the begin")
     figure.supylabel("longest delay, ms")
     figure.savefig(path, dpi=110)
-
-
-def median_run(way: Document) -> Document:
-    """The run whose break is the median."""
-    ordered: list[Document] = sorted(way["runs"], key=lambda row: row["traffic"]["break_ms"])
-    return ordered[len(ordered) // 2]
 
 
 def _around_the_event(axes: Axes, row: Document) -> None:

@@ -9,7 +9,7 @@ place of what was there.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hotupgrade.errors import UsageError
 
 Document = dict[str, Any]
 VERSION = 4
+_CLOSE: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False}
 PARTS = ("ways", "applications", "growth", "distribution")
 
 
@@ -48,6 +49,43 @@ def merge(document: Mapping[str, Any], part: str, entries: Mapping[str, Any]) ->
     parts = dict(document["parts"])
     parts[part] = {**parts.get(part, {}), **entries}
     return {**document, "parts": parts}
+
+
+def brief(document: Mapping[str, Any]) -> Document:
+    """What is worth keeping beside a page: all that it was written of, and so all but most of the series."""
+    parts = dict(document["parts"])
+    parts["ways"] = {key: _without_series(entry) for key, entry in parts.get("ways", {}).items()}
+    return {**document, "parts": {part: parts[part] for part in PARTS if parts.get(part)}}
+
+
+def _without_series(entry: Mapping[str, Any]) -> Document:
+    way = entry["result"]["way"]
+    kept = median_run(way["runs"])
+    runs = [row if row is kept else {**row, "series": None} for row in way["runs"]]
+    return {**entry, "result": {**entry["result"], "way": {**way, "runs": runs}}}
+
+
+def median_run(runs: Sequence[Document]) -> Document:
+    """The run whose break is the median."""
+    ordered = sorted(runs, key=lambda row: row["traffic"]["break_ms"])
+    return ordered[len(ordered) // 2]
+
+
+def publish(path: Path, document: Mapping[str, Any]) -> None:
+    """Briefly (:func:`brief`), numbers with as many digits as were meant, and an entry a line: for version control."""
+    parts = []
+    for part, entries in brief(document)["parts"].items():
+        lines = (f"{json.dumps(key)}:{json.dumps(_rounded(entry), **_CLOSE)}" for key, entry in entries.items())
+        parts.append(f"{json.dumps(part)}:{{\n" + ",\n".join(lines) + "\n}")
+    path.write_text(f'{{"version":{document["version"]},"parts":{{\n' + ",\n".join(parts) + "\n}}\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def save(path: Path, document: Document) -> None:

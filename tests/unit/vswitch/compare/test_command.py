@@ -101,14 +101,18 @@ def test_in_pieces(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
 
 
 def test_redrawn(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    words = ("--output", str(tmp_path), "--page", str(page))
+    page = tmp_path / "comparison.md"
+    words = ("--output", str(tmp_path / "results"), "--page", str(page))
     assert call(*words, "--part", "distribution").exit_code == 0
     text = page.read_text()
     page.unlink()
     del asked[:]
     assert call(*words, "--redraw").exit_code == 0
     assert (page.read_text(), asked) == (text, [])
+    elsewhere = tmp_path / "elsewhere"
+    again = ("--redraw", "--output", str(elsewhere), "--resume", str(page.with_suffix(".json")))
+    assert call(*again).exit_code == 0
+    assert (elsewhere / "comparison.md").read_text().replace("(distribution", "(images/distribution") == text
 
 
 def test_quick(asked: list[tuple[str, Any]], tmp_path: Path) -> None:

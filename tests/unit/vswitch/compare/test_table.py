@@ -69,8 +69,3 @@ def test_pictures(tmp_path: Path) -> None:
     for draw in (picture.draw, picture.draw_series):
         draw(document(), tmp_path / "picture.png")
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_median_run() -> None:
-    way = {"runs": [row(3.0), row(1.0), row(2.0)]}
-    assert picture.median_run(way) == way["runs"][2]
