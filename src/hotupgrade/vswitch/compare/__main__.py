@@ -39,6 +39,7 @@ FLOWS = (0, 10_000, 100_000)
 #: Runs of each part, in full and to see that everything works.
 RUNS = {"ways": 20, "applications": 5, "growth": 20, "distribution": 200}
 QUICK = {"ways": 2, "applications": 1, "growth": 3, "distribution": 5}
+GROWTH_ROUNDS = 5  # of so many runs, at points at which fewer cannot tell
 QUICK_MOST = 1_000  # of whatever grows
 QUICK_FLOWS = (0,)
 _RUNS_WORDS = ", ".join(f"{part} {runs}" for part, runs in RUNS.items())
@@ -151,7 +152,7 @@ def main(
             _applications(session, applications.Settings(counts["applications"], only, application, loops=moved))
         if "growth" in wanted:
             most = QUICK_MOST if quick else growth.Settings().most
-            _growth(session, growth.Settings(counts["growth"], axis, most))
+            _growth(session, growth.Settings(counts["growth"], axis, most, 1 if runs or quick else GROWTH_ROUNDS))
         if "distribution" in wanted:
             _distribution(session, distribution.Settings(counts["distribution"]))
     except HotUpgradeError as error:

@@ -58,7 +58,8 @@ sends again. Its counters are read every {pause:g} ms: so finely is known for ho
 _GROWTH = """\
 Two switches run, one that holds what the first column says and an empty one; in each turn both are upgraded and rolled
 back, while the other stands still. Break: of the polling thread, by its own clock, µs, median / 99th percentile. Ratio:
-of the medians, loaded to empty, with its 95 % interval (bootstrap). Promised is that it is no longer by more than 10 %.
+of the medians, loaded to empty, with its 95 % interval (bootstrap). Promised is that it is no longer by more than 10 %;
+where the interval of the first runs cannot tell, there may be more.
 Preempted: for how long meanwhile, by the kernel's records, somebody else had the processor of a polling thread of the
 loaded switch, in the median; without preemptions: those upgrades in which nobody had, nor that of the thread that leads
 the stop. "There" is the switch's own count, before and at the

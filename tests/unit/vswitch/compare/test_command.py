@@ -72,6 +72,7 @@ def test_all_parts(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
     assert [settings.flows for part, settings in asked if part == "ways"] == [0, 10_000, 100_000]
     assert {settings.runs for part, settings in asked if part == "ways"} == {20}
     assert [settings for part, settings in asked if part == "distribution"] == [distribution.Settings(200)]
+    assert [settings for part, settings in asked if part == "growth"] == [growth.Settings(20, rounds=5)]
     found = results.load(tmp_path / "results.json")
     assert list(found["parts"]) == list(results.PARTS)
     assert set(found["parts"]["applications"]) == {one.key for one in applications.APPLICATIONS}
@@ -88,7 +89,7 @@ def test_in_pieces(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
     assert call(*words, "--part", "growth", "--axis", "flows", "--runs", "7").exit_code == 0
     assert call(*words, "--part", "ways", "--flows", "5", "--flows", "50", "--only", "hot").exit_code == 0
     (_, grown), (_, first), (_, second) = asked
-    assert (grown.axes, grown.runs) == (("flows",), 7)
+    assert (grown.axes, grown.runs, grown.rounds) == (("flows",), 7, 1)
     assert (first.flows, second.flows, first.only) == (5, 50, ("hot",))
     parts = json.loads((tmp_path / "results.json").read_text())["parts"]
     assert {part: list(entries) for part, entries in parts.items()} == {

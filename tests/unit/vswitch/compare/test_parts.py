@@ -59,6 +59,14 @@ def test_what_cannot_be_told_is_said(ratio: float, low: float, high: float, word
     assert growth.holds({"ratio": ratio, "low": low, "high": high}) == words
 
 
+@pytest.mark.parametrize(("loaded", "rounds"), [(20.0, 1), (30.0, 1), (22.0, 3)], ids=["holds", "does not", "unclear"])
+def test_there_are_more_runs_where_few_cannot_tell(loaded: float, rounds: int) -> None:
+    settings = growth.Settings(runs=20, rounds=3)
+    all_rows = rows(loaded, 20.0)
+    found = growth.repeated(lambda turn: all_rows[4 * turn : 4 * turn + 4], settings)
+    assert found == all_rows * rounds
+
+
 def test_only_polling_threads_count() -> None:
     threads = [
         {"name": "pmd-c01/id:9", "how": "signal", "busy": True, "break_us": 20.0},
