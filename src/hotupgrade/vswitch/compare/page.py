@@ -180,6 +180,8 @@ def _ways(found: Document, shown: Mapping[str, str]) -> Iterator[str]:
     yield _WAYS
     yield from (shown[name] for name in ("comparison", "delays") if name in shown)
     documents = beside.by_flows(found)
+    yield "Median (longest) of all runs, by how many further OpenFlow flows the switch has:\n"
+    yield table.overview(documents)
     for flows, result in documents.items():
         settings = result["settings"]
         offered = f"{settings['pps']:,} packets of 64 bytes a second offered, a ring of {settings['ring']} frames"
@@ -188,6 +190,9 @@ def _ways(found: Document, shown: Mapping[str, str]) -> Iterator[str]:
         yield table.markdown(result)
         yield "The meter, on pauses made on purpose before it was believed:\n"
         yield "\n".join(f"- {line}" for line in table.meter_lines(result)) + "\n"
+    yield "### Where each can be gone\n"
+    yield "None of this is measured here, but for DPDK.\n"
+    yield table.works_markdown(documents.values())
     ways = [way for result in documents.values() for way in result["ways"]]
     notes = list({f"- {way['title']}: {way['note']}": None for way in ways if way.get("note")})
     for tried in (result["ovs_as_secondary"] for result in documents.values() if "ovs_as_secondary" in result):

@@ -3,7 +3,7 @@ itself is worth.  Nothing here is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Document = dict[str, Any]
@@ -60,11 +60,34 @@ def state(document: Document) -> Iterator[Cells]:
         yield (way["title"], *(words[way["kept"].get(name)] for name in STATE))
 
 
-def works(document: Document) -> Iterator[Cells]:
-    """Cells in the order of :data:`WORKS`, of ways of which there is something to say."""
-    for way in document["ways"]:
-        if any(way["works"].values()):
-            yield (way["title"], *(way["works"][name] for name in WORKS[1:]))
+def works(documents: Iterable[Document]) -> Iterator[Cells]:
+    """Cells in the order of :data:`WORKS`, of ways of which there is something to say, each once."""
+    ways = {way["title"]: way["works"] for document in documents for way in document["ways"]}
+    for title, found in ways.items():
+        if any(found.values()):
+            yield (title, *(found[name] for name in WORKS[1:]))
+
+
+def overview(documents: Mapping[int, Document]) -> str:
+    """Every way with every number of flows, as "median (longest)"; empty where it was not run."""
+    titles = {way["title"]: None for document in documents.values() for way in document["ways"]}
+    by_flows = [{way["title"]: way for way in document["ways"]} for document in documents.values()]
+    heads = ["way"]
+    for what in ("break, ms", "packets lost", "inside, µs"):
+        heads += [f"{what}: {flows:,} flows" for flows in documents]
+    rows = []
+    for title in titles:
+        found = [ways.get(title) for ways in by_flows]
+        cells = [title]
+        for field, digits in (("break_ms", 1), ("lost", 0), ("inside_us", 1)):
+            cells += [_two(way[field], digits) if way and way[field] else "" for way in found]
+        rows.append(tuple(cells))
+    return _markdown(tuple(heads), rows)
+
+
+def works_markdown(documents: Iterable[Document]) -> str:
+    """Where each way can be gone."""
+    return _markdown(WORKS, tuple(works(documents)))
 
 
 def meter_lines(document: Document) -> Iterator[str]:
@@ -76,14 +99,19 @@ def meter_lines(document: Document) -> Iterator[str]:
 
 
 def markdown(document: Document) -> str:
-    """All tables for a page."""
-    parts = ((TRAFFIC, traffic), (COSTS, costs), (KEPT, state), (WORKS, works))
+    """What was measured with one number of flows."""
+    parts = ((TRAFFIC, traffic), (COSTS, costs), (KEPT, state))
     return "\n".join(_markdown(head, tuple(cells(document))) for head, cells in parts)
 
 
 def _markdown(head: Cells, rows: Sequence[Cells]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def _two(values: Sequence[float], digits: int) -> str:
+    """Of median, 99th percentile and maximum the first and the last."""
+    return f"{values[0]:,.{digits}f} ({values[2]:,.{digits}f})"
 
 
 def _three(values: Sequence[float], digits: int) -> str:

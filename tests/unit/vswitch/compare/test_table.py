@@ -29,9 +29,9 @@ def test_every_way_has_its_cells() -> None:
         (table.TRAFFIC, table.traffic),
         (table.COSTS, table.costs),
         (table.KEPT, table.state),
-        (table.WORKS, table.works),
     ):
         assert {len(line) for line in cells(found)} == {len(head)}
+    assert {len(line) for line in table.works([found])} == {len(table.WORKS)}
     (_, hot) = table.traffic(found)
     assert hot == (
         "Hot",
@@ -53,12 +53,12 @@ def test_what_is_not_there_is_neither_kept_nor_lost() -> None:
 
 
 def test_of_the_control_there_is_nothing_to_say() -> None:
-    assert [cells[0] for cells in table.works(document())] == ["Hot"]
+    assert [cells[0] for cells in table.works([document(), document()])] == ["Hot"]
 
 
 def test_a_page() -> None:
     text = table.markdown(document())
-    assert text.count("\n| --- |") == 4
+    assert text.count("\n| --- |") == 3
     assert list(table.meter_lines(document())) == [
         "one, no pause: 0.30 ms without a packet, a break of 0.25 ms, 0 lost, the sender's own longest pause 0.20 ms",
         "one, 5.00 ms: 5.20 ms without a packet, a break of 5.10 ms, 0 lost, the sender's own longest pause 0.20 ms",
@@ -69,3 +69,12 @@ def test_pictures(tmp_path: Path) -> None:
     for draw in (picture.draw, picture.draw_series):
         draw(document(), tmp_path / "picture.png")
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_overview() -> None:
+    with_more = document()
+    del with_more["ways"][0]
+    lines = table.overview({0: document(), 10_000: with_more}).splitlines()
+    assert lines[0].startswith("| way | break, ms: 0 flows | break, ms: 10,000 flows | packets lost: 0 flows |")
+    assert lines[2] == "| Nothing | 2.5 (2.5) |  | 30 (30) |  |  |  |"
+    assert lines[3] == "| Hot | 2.5 (2.5) | 2.5 (2.5) | 30 (30) | 30 (30) | 20.5 (20.5) | 20.5 (20.5) |"
