@@ -13,6 +13,7 @@ DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 NAMES = [document.name for document in DOCUMENTS]
 
 TEST = re.compile(r"`([\w/]*(?:test_\w+|soak\w*|kills|steps)\.py)?(?:::(test_\w+))?`")
+FILE = re.compile(r"`((?:benchmarks|scripts|src|tests)/[\w./-]+)`")
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -49,3 +50,9 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert path.exists(), f"{document.name} links to {target}, which is not there"
         if anchor:
             assert anchor in anchors(path), f"{document.name} links to #{anchor} of {path.name}, which is not there"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_files_that_are_named_exist(document: Path) -> None:
+    missing = [name for name in FILE.findall(document.read_text()) if not (ROOT / name).exists()]
+    assert not missing, f"{document.name} names {missing}, which are not there"
