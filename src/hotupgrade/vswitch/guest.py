@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from hotupgrade.errors import NotNow, Reason
@@ -169,7 +169,8 @@ class Guest(Started):
         self.command(f"start tx_first {self.options.bursts}")
 
     def send_again(self) -> None:
-        """Send one burst more from every queue, as programs do that get no answer.
+        """Send one burst more from every queue, as programs do that get no answer.  The switch has to be connected:
+        testpmd may not come back from a stop while its ports are being taken up or let go (seen once in ten restarts).
 
         The tally then counts what really was sent, and what the guest itself dropped only since.
         """
@@ -225,6 +226,12 @@ class Guest(Started):
             NotNow: that takes too long, or a port is out of order.
         """
         wait_until(self._is_connected, self.options.start_timeout, "the switch to take up its ports", pause=0.05)
+
+    def is_connected(self) -> bool:
+        """Whether the switch polls its ports now; not if it does not answer."""
+        with suppress(NotNow):
+            return self._is_connected()
+        return False
 
     def command(self, words: str) -> str:
         """Have testpmd carry out one command; what it said."""

@@ -85,7 +85,8 @@ def _look(guest: Guest, ended: threading.Event) -> list[Sample]:
         if count != last:
             last, since = count, asked
         elif asked - since > SILENCE_S:
-            guest.send_again()
+            if guest.is_connected():
+                guest.send_again()
             since = asked
     return samples
 
