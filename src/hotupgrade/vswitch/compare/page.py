@@ -26,6 +26,9 @@ _WAYS = """\
 Break: how long the traffic was interrupted, by captures in front of and behind the switch. Inside: what the polling
 thread lost by its own clock, as the tool reports it. Three numbers are median / 99th percentile / maximum; of so few
 runs the 99th percentile is the maximum, or near it.
+
+After "stop and start" packets pass as soon as their own flows are there, and here those are the first to come (table 0
+is first in a dump); with a controller that brings them last it is as long as with flows that are restored.
 """
 
 _PICTURES = {
