@@ -58,12 +58,13 @@ class Session:
 
     def keep(self, part: str, found: Iterable[tuple[str, Document]]) -> None:
         """Each result by its key, as soon as it is there: what is between two is the measuring."""
-        entry = self._begun()
+        versions = about.versions(self.old, self.new)
+        entry = self._begun(versions)
         for key, result in found:
             results.save(self.file, results.merge(results.load(self.file), part, {key: entry(result)}))
-            entry = self._begun()
+            entry = self._begun(versions)
 
-    def _begun(self) -> Callable[[Document], Document]:
+    def _begun(self, versions: Document) -> Callable[[Document], Document]:
         """The function makes an entry of what was measured from now on."""
         described, stolen, begin = machine.describe(), machine.stolen_s(), time.monotonic()
 
@@ -74,7 +75,7 @@ class Session:
                 "stolen_s": machine.stolen_s() - stolen,
                 "command": self.command,
                 "machine": described,
-                "versions": about.versions(self.old, self.new),
+                "versions": versions,
                 "result": result,
             }
 
@@ -149,12 +150,15 @@ def main(
             settings = run.Settings(runs=counts["ways"], pps=pps, only=only, loops=moved)
             _ways(session, settings, flows or (QUICK_FLOWS if quick else FLOWS))
         if "applications" in wanted:
-            _applications(session, applications.Settings(counts["applications"], only, application, loops=moved))
+            chosen = applications.Settings(counts["applications"], only, application, loops=moved)
+            session.keep("applications", applications.measure(session.old, session.new, chosen, session.say))
         if "growth" in wanted:
             most = QUICK_MOST if quick else growth.Settings().most
-            _growth(session, growth.Settings(counts["growth"], axis, most, 1 if runs or quick else GROWTH_ROUNDS))
+            points = growth.Settings(counts["growth"], axis, most, 1 if runs or quick else GROWTH_ROUNDS)
+            session.keep("growth", growth.measure(session.old, session.new, points, session.say))
         if "distribution" in wanted:
-            _distribution(session, distribution.Settings(counts["distribution"]))
+            many = distribution.Settings(counts["distribution"])
+            session.keep("distribution", distribution.measure(session.old, session.new, many, session.say))
     except HotUpgradeError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -166,18 +170,6 @@ def _ways(session: Session, settings: run.Settings, flows: tuple[int, ...]) -> N
         session.say(f"ways, {count:,} flows")
         found = run.measure(session.old, session.new, replace(settings, flows=count), session.say)
         session.keep("ways", ((f"{count} {key}", result) for key, result in found))
-
-
-def _applications(session: Session, settings: applications.Settings) -> None:
-    session.keep("applications", applications.measure(session.old, session.new, settings, session.say))
-
-
-def _growth(session: Session, settings: growth.Settings) -> None:
-    session.keep("growth", growth.measure(session.old, session.new, settings, session.say))
-
-
-def _distribution(session: Session, settings: distribution.Settings) -> None:
-    session.keep("distribution", distribution.measure(session.old, session.new, settings, session.say))
 
 
 def _write(document: Document, output: Path, page_path: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare import state
 from hotupgrade.vswitch.compare.controller import Controller, controller
-from hotupgrade.vswitch.compare.network import Network, network
+from hotupgrade.vswitch.compare.network import Network, network, packet_sockets
 from hotupgrade.vswitch.compare.usage import Usage, usage
 from hotupgrade.vswitch.connections import add_connections
 from hotupgrade.vswitch.datapaths.plain import PlainSwitch
@@ -156,7 +156,7 @@ def plain_switch(build: SwitchBuild, flows: int) -> Iterator[Bed[Switch]]:
 
 def options(place: Network) -> SwitchOptions:
     """Of a switch with DPDK's packet sockets at its ends of the cables, in this network."""
-    devices = tuple(f"net_af_packet{i},iface={inner},framecnt={RING}" for i, (_, inner) in enumerate(PAIRS))
+    devices = packet_sockets((inner for _, inner in PAIRS), RING)
     return SwitchOptions(devices=devices, network_of=place.pid, command_timeout=COMMAND_S)
 
 

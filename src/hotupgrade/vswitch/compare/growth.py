@@ -21,7 +21,7 @@ from hotupgrade.vswitch.compare.apart import Observer, observing, undisturbed
 from hotupgrade.vswitch.compare.cells import failed, joined
 from hotupgrade.vswitch.compare.loads import CONNECTIONS, ENOUGH, FLOWS, PORTS, Load
 from hotupgrade.vswitch.compare.needs import program
-from hotupgrade.vswitch.compare.network import Network, network
+from hotupgrade.vswitch.compare.network import Network, network, packet_sockets
 from hotupgrade.vswitch.compare.spread import median, ratio, spread
 from hotupgrade.vswitch.compare.ways import look
 from hotupgrade.vswitch.switch import Switch, SwitchOptions
@@ -132,10 +132,10 @@ def repeated(turn: Callable[[int], Iterable[Document]], settings: Settings) -> l
     """What ``turn`` gives, as often as is wanted, or until it can be told whether the promise holds."""
     rows: list[Document] = []
     for _ in range(settings.rounds):
+        if rows and holds(summary(rows)["upgrade"]) in CERTAIN:
+            break
         for number in range(settings.runs):
             rows += turn(number)
-        if holds(summary(rows)["upgrade"]) in CERTAIN:
-            break
     return rows
 
 
@@ -174,7 +174,7 @@ def cores(count: int) -> tuple[int, ...]:
 def switch_between(build: SwitchBuild, polling: tuple[int, ...]) -> Iterator[tuple[Switch, Network]]:
     """A switch that holds nothing and forgets nothing, with polling threads on those cores, between two interfaces."""
     with network(PAIRS) as made:
-        devices = tuple(f"net_af_packet{i},iface={pair[1]},framecnt={RING}" for i, pair in enumerate(PAIRS))
+        devices = packet_sockets((inner for _, inner in PAIRS), RING)
         options = SwitchOptions(
             devices=devices,
             network_of=made.pid,

@@ -16,7 +16,7 @@ from typing import Any
 
 from hotupgrade.vswitch.builds import SwitchBuild
 from hotupgrade.vswitch.compare.cores import aside
-from hotupgrade.vswitch.compare.network import Network
+from hotupgrade.vswitch.compare.network import Network, packet_sockets
 from hotupgrade.vswitch.namespaces import Namespace, private_namespace
 from hotupgrade.vswitch.processes import DIE_WITH_US, in_network_of
 from hotupgrade.vswitch.switch import Switch, SwitchOptions
@@ -116,7 +116,7 @@ def ends() -> Iterator[tuple[Network, Host, Host]]:
 
 def options(place: Network, interfaces: Sequence[str]) -> SwitchOptions:
     """Of a switch in this network that has these two interfaces, the client's first."""
-    devices = tuple(f"net_af_packet{i},iface={name},framecnt={RING}" for i, name in enumerate(interfaces))
+    devices = packet_sockets(interfaces, RING)
     return SwitchOptions(devices=devices, network_of=place.pid, rules=RULES, command_timeout=COMMAND_SECONDS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,3 +44,8 @@ def network(pairs: Sequence[tuple[str, str]]) -> Iterator[Network]:
             for name in pair:
                 namespace.ip("link", "set", name, "promisc", "on")
         yield Network(namespace)
+
+
+def packet_sockets(interfaces: Iterable[str], frames: int) -> tuple[str, ...]:
+    """These interfaces as devices of DPDK, whose receiving rings hold so many frames."""
+    return tuple(f"net_af_packet{number},iface={name},framecnt={frames}" for number, name in enumerate(interfaces))

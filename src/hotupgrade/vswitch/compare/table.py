@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hotupgrade.vswitch.compare.cells import joined
+
 Document = dict[str, Any]
 TRAFFIC = ("way", "runs", "break, ms", "just before, ms", "packets lost", "lost ÷ rate, ms", "inside, µs")
 COSTS = ("way", "command, s", "way back, s", "memory, MiB", "hugepages, MiB", "cores", "the tool's own", "not kept")
@@ -82,12 +84,12 @@ def overview(documents: Mapping[int, Document]) -> str:
         for field, digits in (("break_ms", 1), ("lost", 0), ("inside_us", 1)):
             cells += [_two(way[field], digits) if way and way[field] else "" for way in found]
         rows.append(tuple(cells))
-    return _markdown(tuple(heads), rows)
+    return joined(heads, rows)
 
 
 def works_markdown(documents: Iterable[Document]) -> str:
     """Where each way can be gone."""
-    return _markdown(WORKS, tuple(works(documents)))
+    return joined(WORKS, works(documents))
 
 
 def meter_lines(document: Document) -> Iterator[str]:
@@ -101,12 +103,7 @@ def meter_lines(document: Document) -> Iterator[str]:
 def markdown(document: Document) -> str:
     """What was measured with one number of flows."""
     parts = ((TRAFFIC, traffic), (COSTS, costs), (KEPT, state))
-    return "\n".join(_markdown(head, tuple(cells(document))) for head, cells in parts)
-
-
-def _markdown(head: Cells, rows: Sequence[Cells]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    return "\n".join(joined(head, cells(document)) for head, cells in parts)
 
 
 def _two(values: Sequence[float], digits: int) -> str:

@@ -21,25 +21,27 @@ from hotupgrade.vswitch.compare.hosts import Hosts
 from hotupgrade.vswitch.compare.network import Network
 from hotupgrade.vswitch.compare.usage import usage
 from hotupgrade.vswitch.compare.ways import Document, Way, Works, rules
+from hotupgrade.vswitch.started import Started
 from hotupgrade.vswitch.switch import Switch, SwitchOptions
 
 #: After the move the first switch still forwards what it has in its rings.
 DRAIN_S = 0.2
 
 
-class Twins:
+class Twins(Started):
     """``switch`` forwards now, on the card's function ``place``; the other function is for the next one."""
 
     def __init__(self, made: Card, build: SwitchBuild, describe: Callable[[Network], SwitchOptions]) -> None:
         """``describe``: what a switch at a function of the card is like."""
         self.card, self.place = made, 0
-        self._describe = describe
+        self._build, self._describe = build, describe
         self._resources = ExitStack()
-        self.switch, self.control = self._started(build, 0, self._resources)
 
     def stop(self) -> None:
-        """End everything."""
         self._resources.close()
+
+    def _start(self) -> None:
+        self.switch, self.control = self._started(self._build, self.place, self._resources)
 
     def move_over(self, build: SwitchBuild) -> Document:
         """Start the second switch, restore the flows, move the traffic, end the first."""
@@ -91,7 +93,7 @@ def two_places(build: SwitchBuild, flows: int) -> Iterator[Bed[Twins]]:
     Raises:
         NotNow: it cannot be had.
     """
-    with card(PAIRS, 2) as made, ending(Twins(made, build, options)) as twins:
+    with card(PAIRS, 2) as made, Twins(made, build, options) as twins:
         furnish(twins.switch, flows)
         yield _TwinsBed(made.network, twins)
 
@@ -111,18 +113,9 @@ def between_hosts(build: SwitchBuild) -> Iterator[Hosts]:
     with (
         hosts.ends() as (middle, client, server),
         card_at(middle, hosts.WIRES, inner, 2) as made,
-        ending(Twins(made, build, describe)) as twins,
+        Twins(made, build, describe) as twins,
     ):
         yield Hosts(twins, client, server, lambda: twins.switch)
-
-
-@contextmanager
-def ending(twins: Twins) -> Iterator[Twins]:
-    """They end with the block."""
-    try:
-        yield twins
-    finally:
-        twins.stop()
 
 
 NOTE = (
